@@ -1,0 +1,1 @@
+"""Everything the notebooks compute: data, networks, Hessians, theory, figures and records."""

@@ -1,0 +1,1 @@
+"""Hessians: exact blocks, operators, spectra."""

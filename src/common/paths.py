@@ -1,0 +1,29 @@
+"""Where things are. The only module that knows the layout of the repository."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src"
+NOTEBOOKS = ROOT / "notebooks"
+SCALES = ROOT / "scales"
+FIGURES = ROOT / "figures"
+BUILD = ROOT / "build"
+#: Folder of the data sets; the environment variable HESSIAN_DATA overrides it.
+DATA = Path(os.environ.get("HESSIAN_DATA") or ROOT / "data").expanduser().resolve()
+#: Folder of what is expensive and can be made again (training runs); HESSIAN_CACHE overrides it.
+CACHE = Path(os.environ.get("HESSIAN_CACHE") or BUILD / "cache").expanduser().resolve()
+
+
+def notebook_path(ident: str) -> Path:
+    """File of the notebook ``ident``, such as ``"dong_quantifying/fig08_scaling_linear"``."""
+    return NOTEBOOKS / f"{ident}.ipynb"
+
+
+def notebook_ids() -> list[str]:
+    """Identifiers of all notebooks, sorted."""
+    return sorted(
+        path.relative_to(NOTEBOOKS).with_suffix("").as_posix()
+        for path in NOTEBOOKS.glob("*/*.ipynb")
+        if ".ipynb_checkpoints" not in path.parts
+    )

@@ -1,0 +1,1 @@
+"""Predictions of the papers, one file per theory."""
