@@ -1,13 +1,11 @@
 """One run of a notebook: its parameters, data, numbers, figures and claims, and the record that keeps them."""
 
-import contextlib
 import html
 import json
 import math
 import os
 import platform
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,6 +18,7 @@ from matplotlib.figure import Figure
 
 from common import paths, plotting
 from common.data import DataSource
+from common.paths import replacing
 from common.provenance import parameter_defaults, resolve_parameters, source_hash
 
 REPRODUCED = "reproduced"
@@ -112,27 +111,6 @@ class ClaimsTable:
             return f"<tr>{''.join(cells)}</tr>"
 
         return f"<table>{line(self.rows[0], 'th')}{''.join(line(row, 'td') for row in self.rows[1:])}</table>"
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends without an error.
-
-    A reader sees the old file or the new one, never half of it, whatever kills the process; a full disk
-    raises in the block and leaves the old file as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def record_schema() -> dict:
@@ -278,7 +256,8 @@ class Run:
         holds = criterion.holds(low, high)
         if untested:
             verdict = UNTESTED
-            note = f"{untested[0].upper()}{untested[1:]}; here the criterion would {'' if holds else 'not '}hold. {note}"
+            here = "would hold" if holds else "would not hold"
+            note = f"{untested[0].upper()}{untested[1:]}; here the criterion {here}. {note}"
         elif holds:
             verdict = REPRODUCED
         else:
