@@ -37,7 +37,10 @@ def use_style() -> None:
         "figure.dpi": DPI, "savefig.dpi": DPI, "figure.constrained_layout.use": True,
         "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
         "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
-        "lines.linewidth": 1.2, "lines.markersize": 4, "image.cmap": "magma_r", "image.interpolation": "nearest",
+        "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4, "ytick.minor.width": 0.4,
+        "xtick.major.size": 3, "ytick.major.size": 3, "xtick.minor.size": 2, "ytick.minor.size": 2,
+        "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4,
+        "image.cmap": "magma_r", "image.interpolation": "nearest",
     })  # fmt: skip
 
 
@@ -81,7 +84,8 @@ def block_heatmap(
                 Rectangle((start, start), stop - start, stop - start, fill=False, lw=0.5, ec=COLORS["derived"])
             )
     for start, stop, name in labels:
-        ax.annotate(name, ((start + stop) / 2, 0), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
+        place, side = ((start + stop) / 2, "center") if stop - start > 0.1 * size else (stop, "right")
+        ax.annotate(name, (place, 0), xytext=(0, 2), textcoords="offset points", ha=side, fontsize=7)
         if start > 0:
             for line in (ax.axvline, ax.axhline):
                 line(start, color=COLORS["theory"], lw=0.4, ls=":")
@@ -101,5 +105,15 @@ def scaling_axes(ax: Axes, xlabel: str, ylabel: str, *, log_y: bool = True) -> N
     ax.set_xscale("log")
     if log_y:
         ax.set_yscale("log")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter(mpl.ticker.NullFormatter())
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(True, which="major", lw=0.3, alpha=0.6)
+
+
+def shared_legend(fig: Figure, columns: int = 4) -> None:
+    """One legend above all panels of ``fig``, each label once, where it covers no data."""
+    entries = {}
+    for ax in fig.axes:
+        entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns)

@@ -1,6 +1,7 @@
 """One run of a notebook: its parameters, data, numbers, figures and claims, and the record that keeps them."""
 
 import html
+import io
 import json
 import math
 import os
@@ -14,7 +15,10 @@ import jsonschema
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import Image as ImageView
+from IPython.display import display
 from matplotlib.figure import Figure
+from PIL import Image
 
 from common import paths, plotting
 from common.data import DataSource
@@ -26,6 +30,9 @@ NOT_REPRODUCED = "not reproduced"
 PAPER_IN_ERROR = "paper in error"
 UNTESTED = "untested"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, PAPER_IN_ERROR, UNTESTED)
+
+#: Size of an image in bytes from which its colours are reduced.
+LARGE = 300_000
 
 PAPERS = {
     "dong_quantifying": "Dong, Zhang, Yao, Sun (2025), Towards Quantifying the Hessian Structure of Neural Networks",
@@ -195,30 +202,47 @@ class Run:
         if source.stand_in:
             print(f"STAND-IN DATA for {source.name}: {source.origin}")
 
-    def reduce(self, *what: str) -> None:
-        """Say where this run is smaller than the paper's, such as ``"epochs: 30 instead of 1000"``."""
-        self._reduced.extend(what)
+    def paper_values(self, **values: object) -> str:
+        """Hold parameters against the paper's values, note which differ, and say so in one phrase.
+
+        Returns
+        -------
+        str
+            Such as ``"epochs: 30 instead of 1000"``, to pass as ``untested`` to the claims that need the paper's
+            size; empty if nothing differs.
+        """
+        differing = [f"{n}: {self.parameters[n]} instead of {v}" for n, v in values.items() if self.parameters[n] != v]
+        self._reduced.extend(differing)
+        return ", ".join(differing)
 
     def small_print(self) -> str:
         """The line under every figure: paper, data, scale, and what was reduced."""
         data = "; ".join(f"{s.name}{' (STAND-IN: ' + s.origin + ')' if s.stand_in else ''}" for s in self._data)
-        reduced = "; reduced: " + ", ".join(self._reduced) if self._reduced else ""
+        reduced = " · unlike the paper: " + ", ".join(self._reduced) if self._reduced else ""
         return f"{self.id} · scale {self.scale} · data: {data}{reduced}"
 
     def save(self, fig: Figure, label: str) -> None:
-        """Write ``fig`` as ``<notebook>_<label>.png``, small print added, and show it in the notebook."""
+        """Write ``fig`` as ``<notebook>_<label>.png``, small print added, and show that file in the notebook.
+
+        A file above ``LARGE`` bytes is reduced to a palette of 256 colours: heat maps of noise compress badly.
+        """
         name = f"{self.name}_{label}.png"
         plotting.add_small_print(fig, self.small_print())
-        with replacing(self.out / name) as path:
-            fig.savefig(path, metadata={"Software": None})
-        self._figures.append(name)
-        plt.show()
+        pixels = io.BytesIO()
+        fig.savefig(pixels, format="png")
         plt.close(fig)
+        with replacing(self.out / name) as path, Image.open(pixels) as image:
+            shown = image.convert("RGB")
+            if pixels.getbuffer().nbytes > LARGE:
+                shown = shown.quantize(256, dither=Image.Dither.NONE)
+            shown.save(path, format="png", optimize=True)
+        self._figures.append(name)
+        display(ImageView(filename=str(self.out / name), width=96 * fig.get_figwidth()))
 
     def claim(
         self, ident: str, statement: str, *, source: str, expected: float | str, measured: float,
         interval: tuple[float, float], criterion: Criterion, note: str = "", untested: str = "", derived: str = "",
-    ) -> str:  # fmt: skip
+    ) -> None:  # fmt: skip
         """Hold a sentence of the paper against a measurement.
 
         Parameters
@@ -239,10 +263,10 @@ class Run:
             If the paper's formula fails and a derivation says what is right: the right one.
             The verdict is then ``paper in error``.
 
-        Returns
-        -------
-        str
-            The verdict.
+        Raises
+        ------
+        ValueError
+            If the measurement lies outside its interval, or ``ident`` is taken.
         """
         low, high = (float(x) for x in interval)
         measured = float(measured)
@@ -267,7 +291,6 @@ class Run:
         self._claims.append(
             Claim(ident, statement, source, expected, measured, (low, high), criterion.text, verdict, note)
         )
-        return verdict
 
     def record(self) -> dict:
         """The run as the JSON object of ``record.schema.json``."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.hessian.blocks import squared_gram, weighted_gram_norms
+
 
 def _checked_counts(class_counts: Sequence[int]) -> list[int]:
     counts = list(class_counts)
@@ -24,11 +26,6 @@ def _checked_counts(class_counts: Sequence[int]) -> list[int]:
     if counts != sorted(set(counts)):
         raise ValueError(f"the numbers of classes must increase, got {counts}")
     return counts
-
-
-def _squared_gram(X: Tensor) -> Tensor:
-    """K∘K / N² for features X of shape (N, d)."""
-    return torch.mm(X, X.T).square_().div_(X.shape[0] ** 2)
 
 
 def _class_chunks(counts: Sequence[int], N: int, entries: int = 2**22) -> Iterator[tuple[int, int]]:
@@ -68,7 +65,7 @@ def linear_block_norms(
     counts = _checked_counts(class_counts)
     for _ in range(realizations):
         X = torch.randn(N, d, generator=generator)
-        gram = _squared_gram(X)
+        gram = squared_gram(X)
         partition = torch.zeros(N, dtype=torch.float64)
         weights = []
         for start, stop in _class_chunks(counts, N):
@@ -84,7 +81,7 @@ def linear_block_norms(
                 # Norms grow or shrink with C by many orders: scale by C before float32, back after.
                 weights += [stop * p * (1 - p), stop**2 * p * q]
         weights = torch.stack(weights, dim=1).float()
-        norms = (weights * torch.mm(gram, weights)).sum(0, dtype=torch.float64).reshape(-1, 2)
+        norms = weighted_gram_norms(gram, weights).double().reshape(-1, 2)
         C = torch.tensor(counts, dtype=torch.float64)
         yield norms / torch.stack([C**2, C**4], dim=1)
 
@@ -133,13 +130,13 @@ def hidden_block_norms(
     diagonal = rows == columns
     for _ in range(realizations):
         X = torch.randn(N, d, generator=generator)
-        gram = _squared_gram(X).double()
+        gram = squared_gram(X).double()
         W = torch.randn(m, d, generator=generator) / math.sqrt(d)
         preactivation = torch.mm(X, W.T).double()
         F = preactivation.clamp(min=0)
         active = (preactivation > 0).double()
         both = active[:, rows] * active[:, columns]
-        mask_norms = (both * torch.mm(gram, both)).sum(0)
+        mask_norms = weighted_gram_norms(gram, both)
         sums = torch.zeros(N, 1 + m + len(rows), dtype=torch.float64)
         inner = torch.zeros(len(rows), dtype=torch.float64)
         ce, mse = [], []
@@ -151,8 +148,7 @@ def hidden_block_norms(
             if stop in counts:
                 mean = sums[:, 1 : m + 1] / sums[:, :1]
                 covariance = sums[:, m + 1 :] / sums[:, :1] - mean[:, rows] * mean[:, columns]
-                weights = covariance * both
-                ce.append((weights * torch.mm(gram, weights)).sum(0))
+                ce.append(weighted_gram_norms(gram, covariance * both))
                 mse.append(inner**2 * mask_norms)
         ce, mse = torch.stack(ce), torch.stack(mse)
         yield HiddenNorms(

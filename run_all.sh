@@ -1,0 +1,177 @@
+#!/usr/bin/env bash
+# The front door: ./run_all.sh regenerates every figure, ./run_all.sh test runs every test. ./run_all.sh --help says more.
+set -euo pipefail
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+cd -- "$root"
+
+usage() {
+    cat <<'HELP'
+Usage: ./run_all.sh [--scale quick|laptop|paper] [--only PATTERN] [--jobs N] [--dry-run] [-- SNAKEMAKE ARGUMENTS]
+       ./run_all.sh test [PYTEST ARGUMENTS]
+
+Runs every notebook whose result is missing or out of date, brings figures and records to figures/<scale>/, and ends
+with a table: the verdict on every claim, seconds, memory, and how the records compare with the committed ones.
+
+  --scale S      quick: all of it in minutes; laptop (default): the papers' sizes as far as two cores can;
+                 paper: the papers' sizes everywhere, for a GPU
+  --only P       only notebooks whose <paper>/<notebook> contains P or matches it as a glob pattern
+  --jobs N       notebooks at once (default: one per core)
+  --dry-run      say what would run, and change nothing
+  -- ARGUMENTS   go to Snakemake unchanged, such as: -- --executor slurm
+  test           ruff, the unit tests (PYTEST ARGUMENTS go to them), and every notebook at the quick scale
+
+It can be interrupted at any moment; the same command then goes on where it was.
+
+Environment: an active conda environment made from environment.yml is used as it is; otherwise .venv is made here with
+the versions of requirements.lock, by pip as it is configured for you. On Linux, torch comes with CUDA (gigabytes) unless
+pip is pointed to an index that has a build without it, for instance by PIP_EXTRA_INDEX_URL.
+  PYTHON           the Python (3.11 or newer) to make .venv with
+  HESSIAN_PYTHON   use this Python, with all that it has installed, as it is
+  HESSIAN_DATA     folder of the data sets (default: data)
+  HESSIAN_CACHE    folder of trained networks (default: build/cache)
+HELP
+}
+
+die() {
+    printf 'run_all.sh: %s\n' "$2" >&2
+    exit "$1"
+}
+
+# Whether a Python is new enough; its version goes to $version.
+recent() {
+    version=$("$1" -c 'import sys; print("{}.{}".format(*sys.version_info[:2]))' 2>/dev/null) || return 1
+    [[ ${version%%.*} -gt 3 || ( ${version%%.*} -eq 3 && ${version#*.} -ge 11 ) ]]
+}
+
+find_python() {
+    local candidate version found=""
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if recent "$candidate"; then
+            base=$candidate
+            return
+        fi
+        [[ -z $version ]] || found+=" found $candidate, which is $version;"
+    done
+    die 2 "Python 3.11 or newer is needed;${found:- found none;} name one by PYTHON=/path/to/python3.11 ./run_all.sh"
+}
+
+# .venv/requirements.lock is the lock file that .venv was completely installed from; .venv/unfinished is there while
+# pip works, and after it was killed.
+make_venv() {
+    local log=build/environment.log base
+    mkdir -p build
+    exec 9>build/environment.lock
+    if command -v flock >/dev/null; then flock 9; fi
+    if ! [[ -x .venv/bin/python ]] || ! cmp -s requirements.lock .venv/requirements.lock; then
+        if [[ -e .venv/unfinished ]]; then rm -rf .venv; fi
+        find_python
+        echo "Making the environment .venv from requirements.lock; this takes a few minutes (log: $log)"
+        mkdir -p .venv
+        touch .venv/unfinished
+        {
+            { [[ -x .venv/bin/python ]] || "$base" -m venv .venv; } &&
+                .venv/bin/python -m pip install --disable-pip-version-check -r requirements.lock &&
+                .venv/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+        } >"$log" 2>&1 9>&- </dev/null ||
+            die 1 "the environment could not be made: $(grep -iE 'error|no space|not ' "$log" | tail -n 1) (log: $log)"
+        cp requirements.lock .venv/requirements.lock
+        rm .venv/unfinished
+    fi
+    exec 9>&-
+    python=$root/.venv/bin/python
+}
+
+find_environment() {
+    local needed='import importlib.util as u, sys
+sys.exit(any(u.find_spec(m) is None for m in ("snakemake", "papermill", "torch", "curvlinops", "nbval")))'
+    local version=""
+    if [[ -n ${HESSIAN_PYTHON:-} ]]; then
+        recent "$HESSIAN_PYTHON" || die 2 "Python 3.11 or newer is needed; HESSIAN_PYTHON is ${version:-no Python}"
+        python=$HESSIAN_PYTHON
+    elif [[ -n ${CONDA_PREFIX:-} ]] && "$CONDA_PREFIX/bin/python" -c "$needed" 2>/dev/null; then
+        recent "$CONDA_PREFIX/bin/python" || die 2 "Python 3.11 or newer is needed; the conda environment has $version"
+        python=$CONDA_PREFIX/bin/python
+    else
+        make_venv
+    fi
+    export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
+}
+
+# The number in front of a word in a closing line of pytest, such as 3 in "12 passed, 3 skipped in 4.5s".
+count() {
+    sed -nE "s/.*(^|[^0-9])([0-9]+) $1.*/\2/p" <<<"$2" | grep . || echo 0
+}
+
+# Runs one step of the tests, shows it as it goes, and keeps its last line and whether it passed.
+step() {
+    local name=$1 log=build/test/${1// /_}.log
+    shift
+    printf '\n== %s\n' "$name"
+    local result=ok
+    "$@" 2>&1 </dev/null | tee "$log" || result=FAILED
+    closing=$(grep -v '^[[:space:]]*$' "$log" | tail -n 1) || closing="no output"
+    steps+=("$(printf '%-7s %-11s %s' "$result" "$name" "$closing")")
+    [[ $result == ok ]] || failed=$((failed + 1))
+    [[ $result == ok || $closing =~ [0-9]\ (failed|error) ]] || lost=$((lost + 1))
+}
+
+run_tests() {
+    local steps=() failed=0 lost=0 closing="" lines="" total="" word n jobs began=$SECONDS
+    jobs=$("$python" -c 'from common.workflow import cores; print(cores())')
+    mkdir -p build/test
+    # As common.execute does: one BLAS thread a process, whatever runs beside it.
+    export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 JUPYTER_PREFER_ENV_PATH=1
+    step "ruff" "$python" -m ruff check
+    step "unit tests" "$python" -m pytest -n "$jobs" --dist loadfile "$@"
+    lines=$closing
+    step "notebooks" env HESSIAN_OUT="$root/build/test/notebooks" "$python" -m pytest -p no:python --nbval-lax \
+        --nbval-cell-timeout 600 -n "$jobs" --dist loadfile notebooks
+    lines+=$'\n'$closing
+    printf '\n== summary\n'
+    printf '%s\n' "${steps[@]}"
+    for word in failed passed skipped error; do
+        n=$(($(count "$word" "${lines%%$'\n'*}") + $(count "$word" "${lines##*$'\n'}")))
+        [[ $word != error ]] || n=$((n + lost)) # what failed without saying how often
+        [[ $n -eq 0 ]] || total+="${total:+, }$n $word"
+    done
+    printf '%s in %d.00s\n' "${total:-no tests ran}" $((SECONDS - began))
+    [[ $failed -eq 0 ]]
+}
+
+if [[ ${1:-} == test ]]; then
+    shift
+    find_environment
+    run_tests "$@"
+    exit
+fi
+
+options=() rest=()
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        --scale | --only | --jobs)
+            [[ -n ${2:-} ]] || die 2 "$1 needs a value; see ./run_all.sh --help"
+            case $1=$2 in
+                --scale=quick | --scale=laptop | --scale=paper | --only=*) ;;
+                --scale=*) die 2 "unknown scale '$2'; there are quick, laptop and paper" ;;
+                --jobs=*) [[ $2 =~ ^[1-9][0-9]*$ ]] || die 2 "--jobs must be a whole number from 1 up, got '$2'" ;;
+            esac
+            options+=("$1=$2")
+            shift 2
+            ;;
+        --dry-run)
+            options+=("$1")
+            shift
+            ;;
+        -h | --help)
+            usage
+            exit
+            ;;
+        --)
+            rest=("$@")
+            break
+            ;;
+        *) die 2 "unknown option '$1'; see ./run_all.sh --help" ;;
+    esac
+done
+find_environment
+exec "$python" -m common.workflow ${options+"${options[@]}"} ${rest+"${rest[@]}"}
