@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The front door: ./run_all.sh regenerates every figure, ./run_all.sh test runs every test. ./run_all.sh --help says more.
+# The front door: ./run_all.sh regenerates every figure, ./run_all.sh test runs every test; --help says more.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 cd -- "$root"
@@ -25,7 +25,7 @@ It can be interrupted at any moment; the same command then goes on where it was.
 Environment: an active conda environment made from environment.yml is used as it is; otherwise .venv is made here with
 the versions of requirements.lock, by pip as it is configured for you. On Linux, torch comes with CUDA (gigabytes) unless
 pip is pointed to an index that has a build without it, for instance by PIP_EXTRA_INDEX_URL.
-  PYTHON           the Python (3.11 or newer) to make .venv with
+  PYTHON           the Python (3.11, 3.12 or 3.13) to make .venv with
   HESSIAN_PYTHON   use this Python, with all that it has installed, as it is
   HESSIAN_DATA     folder of the data sets (default: data)
   HESSIAN_CACHE    folder of trained networks (default: build/cache)
@@ -37,10 +37,10 @@ die() {
     exit "$1"
 }
 
-# Whether a Python is new enough; its version goes to $version.
+# Whether a Python is one that every locked package has a wheel for; its version goes to $version.
 recent() {
     version=$("$1" -c 'import sys; print("{}.{}".format(*sys.version_info[:2]))' 2>/dev/null) || return 1
-    [[ ${version%%.*} -gt 3 || ( ${version%%.*} -eq 3 && ${version#*.} -ge 11 ) ]]
+    [[ ${version%%.*} -eq 3 && ${version#*.} -ge 11 && ${version#*.} -le 13 ]]
 }
 
 find_python() {
@@ -52,7 +52,7 @@ find_python() {
         fi
         [[ -z $version ]] || found+=" found $candidate, which is $version;"
     done
-    die 2 "Python 3.11 or newer is needed;${found:- found none;} name one by PYTHON=/path/to/python3.11 ./run_all.sh"
+    die 2 "Python 3.11, 3.12 or 3.13 is needed;${found:- found none;} name one by PYTHON=/path/to/python3.11 ./run_all.sh"
 }
 
 # .venv/requirements.lock is the lock file that .venv was completely installed from; .venv/unfinished is there while
@@ -86,10 +86,10 @@ find_environment() {
 sys.exit(any(u.find_spec(m) is None for m in ("snakemake", "papermill", "torch", "curvlinops", "nbval")))'
     local version=""
     if [[ -n ${HESSIAN_PYTHON:-} ]]; then
-        recent "$HESSIAN_PYTHON" || die 2 "Python 3.11 or newer is needed; HESSIAN_PYTHON is ${version:-no Python}"
+        recent "$HESSIAN_PYTHON" || die 2 "Python 3.11, 3.12 or 3.13 is needed; HESSIAN_PYTHON is ${version:-no Python}"
         python=$HESSIAN_PYTHON
     elif [[ -n ${CONDA_PREFIX:-} ]] && "$CONDA_PREFIX/bin/python" -c "$needed" 2>/dev/null; then
-        recent "$CONDA_PREFIX/bin/python" || die 2 "Python 3.11 or newer is needed; the conda environment has $version"
+        recent "$CONDA_PREFIX/bin/python" || die 2 "Python 3.11, 3.12 or 3.13 is needed; the conda environment has $version"
         python=$CONDA_PREFIX/bin/python
     else
         make_venv
@@ -97,45 +97,49 @@ sys.exit(any(u.find_spec(m) is None for m in ("snakemake", "papermill", "torch",
     export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
 }
 
-# The number in front of a word in a closing line of pytest, such as 3 in "12 passed, 3 skipped in 4.5s".
+# The sum of the numbers in front of a word in the closing lines, such as 3 for skipped in "12 passed, 3 skipped in 4.5s".
 count() {
-    sed -nE "s/.*(^|[^0-9])([0-9]+) $1.*/\2/p" <<<"$2" | grep . || echo 0
+    local line sum=0
+    for line in "${closings[@]}"; do
+        [[ ! $line =~ (^|[^0-9])([0-9]+)\ $1 ]] || sum=$((sum + BASH_REMATCH[2]))
+    done
+    echo "$sum"
 }
 
-# Runs one step of the tests, shows it as it goes, and keeps its last line and whether it passed.
+# Runs one step of the tests, shows it as it goes, and keeps its closing line and whether it passed.
 step() {
-    local name=$1 log=build/test/${1// /_}.log
+    local name=$1 log=build/test/${1// /_}.log result=ok closing
     shift
     printf '\n== %s\n' "$name"
-    local result=ok
     "$@" 2>&1 </dev/null | tee "$log" || result=FAILED
-    closing=$(grep -v '^[[:space:]]*$' "$log" | tail -n 1) || closing="no output"
-    steps+=("$(printf '%-7s %-11s %s' "$result" "$name" "$closing")")
-    [[ $result == ok ]] || failed=$((failed + 1))
-    [[ $result == ok || $closing =~ [0-9]\ (failed|error) ]] || lost=$((lost + 1))
+    closing=$(grep -E '^(All checks|Found [0-9]|[= ]*([0-9]+ [a-z]+|no tests ran).* in [0-9])' "$log" | tail -n 1) || true
+    if [[ $result == FAILED ]]; then
+        failed=1
+        [[ $closing =~ [0-9]\ (failed|error) ]] || closing="1 error, ${closing:-it did not come to its end} (log: $log)"
+    fi
+    closings+=("$closing")
+    summary+=$(printf '%-7s %-11s %s' "$result" "$name" "$closing")$'\n'
 }
 
 run_tests() {
-    local steps=() failed=0 lost=0 closing="" lines="" total="" word n jobs began=$SECONDS
+    local closings=() summary="" total="" failed=0 word n jobs began=$SECONDS
     jobs=$("$python" -c 'from common.workflow import cores; print(cores())')
     mkdir -p build/test
     # As common.execute does: one BLAS thread a process, whatever runs beside it.
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 JUPYTER_PREFER_ENV_PATH=1
+    unset HESSIAN_SCALE HESSIAN_OUT
     step "ruff" "$python" -m ruff check
     step "unit tests" "$python" -m pytest -n "$jobs" --dist loadfile "$@"
-    lines=$closing
-    step "notebooks" env HESSIAN_OUT="$root/build/test/notebooks" "$python" -m pytest -p no:python --nbval-lax \
-        --nbval-cell-timeout 600 -n "$jobs" --dist loadfile notebooks
-    lines+=$'\n'$closing
-    printf '\n== summary\n'
-    printf '%s\n' "${steps[@]}"
+    export HESSIAN_OUT=$root/build/test/notebooks
+    step "notebooks" "$python" -m pytest -p no:python --nbval-lax --nbval-cell-timeout 600 \
+        -n "$jobs" --dist loadfile notebooks
+    printf '\n== summary\n%s' "$summary"
     for word in failed passed skipped error; do
-        n=$(($(count "$word" "${lines%%$'\n'*}") + $(count "$word" "${lines##*$'\n'}")))
-        [[ $word != error ]] || n=$((n + lost)) # what failed without saying how often
+        n=$(count "$word")
         [[ $n -eq 0 ]] || total+="${total:+, }$n $word"
     done
     printf '%s in %d.00s\n' "${total:-no tests ran}" $((SECONDS - began))
-    [[ $failed -eq 0 ]]
+    return $failed
 }
 
 if [[ ${1:-} == test ]]; then

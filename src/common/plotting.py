@@ -13,6 +13,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
+from common.intervals import mean_interval
+
 #: One colour per meaning, from the Okabe-Ito palette, which colour-blind readers tell apart.
 COLORS = {
     "CE": "#0072B2",
@@ -98,6 +100,20 @@ def block_heatmap(
         bar.ax.tick_params(labelsize=6)
         bar.ax.minorticks_off()
     return drawn
+
+
+def mean_points(ax: Axes, x: ArrayLike, samples: ArrayLike, **style: object) -> None:
+    """Draw the mean of independent samples at every x, with its 95 % interval as an error bar.
+
+    Parameters
+    ----------
+    x : array, shape (K,)
+    samples : array, shape (R, K)
+    style
+        Passed to :meth:`matplotlib.axes.Axes.errorbar`; points without a line if it does not say otherwise.
+    """
+    means, intervals = zip(*(mean_interval(column) for column in np.asarray(samples).T), strict=True)
+    ax.errorbar(x, means, np.abs(np.transpose(intervals) - means), **{"fmt": "o", "ms": 3} | style)
 
 
 def scaling_axes(ax: Axes, xlabel: str, ylabel: str, *, log_y: bool = True) -> None:

@@ -85,7 +85,9 @@ def _imports(code: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name == "common" or name.startswith("common.")}
+    # Importing a module imports the packages it lies in.
+    packages = {".".join(name.split(".")[:k]) for name in names for k in range(1, name.count(".") + 1)}
+    return {name for name in names | packages if name.split(".")[0] == "common"}
 
 
 def _module_file(name: str) -> Path | None:

@@ -240,19 +240,21 @@ class Run:
         display(ImageView(filename=str(self.out / name), width=96 * fig.get_figwidth()))
 
     def claim(
-        self, ident: str, statement: str, *, source: str, expected: float | str, measured: float,
-        interval: tuple[float, float], criterion: Criterion, note: str = "", untested: str = "", derived: str = "",
+        self, ident: str, statement: str, estimate: tuple[float, tuple[float, float]], *, source: str,
+        expected: float | str, criterion: Criterion, note: str = "", untested: str = "", derived: str = "",
     ) -> None:  # fmt: skip
         """Hold a sentence of the paper against a measurement.
 
         Parameters
         ----------
-        ident, statement, source
-            A short name; the sentence; figure and equation of the paper.
+        ident, statement
+            A short name; the sentence.
+        estimate
+            What was measured and its uncertainty, (value, (low, high)), as :mod:`common.intervals` gives them.
+        source
+            Figure and equation of the paper.
         expected
             What the paper says, a number or words.
-        measured, interval
-            The measurement and its uncertainty, (low, high).
         criterion
             What the interval must satisfy.
         note
@@ -268,8 +270,7 @@ class Run:
         ValueError
             If the measurement lies outside its interval, or ``ident`` is taken.
         """
-        low, high = (float(x) for x in interval)
-        measured = float(measured)
+        measured, low, high = (float(x) for x in (estimate[0], *estimate[1]))
         if not low <= measured <= high:
             raise ValueError(f"claim {ident}: {measured} is outside its own interval [{low}, {high}]")
         if any(c.id == ident for c in self._claims):

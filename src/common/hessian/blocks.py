@@ -12,9 +12,9 @@ The losses are means over the samples:
 - ``"CE"``, (4) and (13): :math:`\frac1N \sum_n -\log p_{n, y_n}` with :math:`p_n = \mathrm{softmax}(f(x_n))`;
 - ``"MSE"``, (2) and (7): :math:`\frac1N \sum_n \|f(x_n) - e_{y_n}\|^2`, neither halved nor divided by C.
 
-We differentiate the losses as they stand. **Under MSE every block carries the factor 2**, as (11) of the paper does; its
-(3), (8) and (9) lack it. The kink of the ReLU contributes nothing: :math:`\sigma'(0) = 0` and :math:`\sigma'' = 0`, as in
-automatic differentiation.
+We differentiate the losses as they stand. **Under MSE every block carries the factor 2**, as (11) of the paper does;
+its (3), (8) and (9) lack it. The kink of the ReLU contributes nothing: :math:`\sigma'(0) = 0` and
+:math:`\sigma'' = 0`, as in automatic differentiation.
 
 With :math:`g_n = \partial \ell_n / \partial f` and :math:`A_n = \partial^2 \ell_n / \partial f \partial f^\top`, which
 are :math:`p_n - e_{y_n}` and :math:`\mathrm{diag}(p_n) - p_n p_n^\top` under CE, :math:`2 (f(x_n) - e_{y_n})` and
@@ -38,6 +38,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -48,10 +49,12 @@ from torch import Tensor
 Loss = Literal["CE", "MSE"]
 Part = Literal["full", "ww", "vv", "wv"]
 Pool = Literal["mean", "max"]
+Piece = tuple[slice, slice, Tensor]  # rows, columns, values
 
 _SAMPLES = 4096  # samples gathered at a time: bounds memory and keeps the factors of a product in the cache
 _ENTRIES = 2**23  # entries of a chunk of results, 32 MiB in float32
-_PRODUCTS = 2**26  # largest Khatri-Rao matrix, 256 MiB in float32
+_PRODUCTS = 2**26  # entries of the largest Khatri-Rao matrix, 256 MiB in float32
+_GRAM = 2**27  # entries of the largest Gram matrix of the samples, 512 MiB in float32
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -86,9 +89,9 @@ def weighted_gram(
         chunk = slice(start, min(start + _SAMPLES, count)) if samples is None else samples[start : start + _SAMPLES]
         left = X[chunk]
         right = left * weights[chunk, None].to(X.dtype)
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             gram[low:high, low:].addmm_(left[:, low:high].T, right[:, low:])
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         square = gram[low:high, low:high]
         square.copy_(square.triu() + square.triu(1).T)
         gram[high:, low:high] = gram[low:high, high:].T
@@ -142,7 +145,7 @@ def weighted_block_norms(X: Float[Tensor, "N d"], weights: Float[Tensor, "N B"])
     weights = weights.to(X.dtype)
     if KhatriRao.fits(N, d) and d * (d + 1) // 2 <= N:
         return KhatriRao(X).squared_norms(weights) / N**2
-    if N * (d + weights.shape[1]) < d * d * weights.shape[1] and N <= _ENTRIES**0.5 * 4:
+    if N * N <= _GRAM and N * (d + weights.shape[1]) < d * d * weights.shape[1]:
         return weighted_gram_norms(squared_gram(X), weights)
     return torch.stack([weighted_gram(X, column).square_().sum() for column in weights.T]) / N**2
 
@@ -160,27 +163,30 @@ class KhatriRao:
     """
 
     def __init__(self, X: Float[Tensor, "N d"]):
-        d = X.shape[1]
-        a, b = torch.triu_indices(d, d, device=X.device)
-        self.products = X[:, a].mul_(X[:, b])
-        self.multiplicity = torch.where(a == b, 1, 2).to(X.dtype)
-        self._unfold = torch.empty(d, d, dtype=torch.long, device=X.device)
-        self._unfold[a, b] = self._unfold[b, a] = torch.arange(len(a), device=X.device)
+        self.d = X.shape[1]
+        own, (low, high) = torch.arange(self.d), torch.triu_indices(self.d, self.d, offset=1)
+        self.a, self.b = torch.cat([own, low]).to(X.device), torch.cat([own, high]).to(X.device)  # squares first
+        self.products = X[:, self.a].mul_(X[:, self.b])
 
     @staticmethod
     def fits(N: int, d: int) -> bool:
         """Whether the matrix is small enough, and d small enough for it to be better than :func:`weighted_gram`."""
         return d <= 256 and N * d * (d + 1) // 2 <= _PRODUCTS
 
-    def grams(self, weights: Float[Tensor, "N B"]) -> Float[Tensor, "d d B"]:
-        r"""The matrices :math:`\sum_n \lambda_n x_n x_n^\top`, one for each column of the weights, shape (d, d, B)."""
-        unique = self.products.T @ weights
-        d = len(self._unfold)
-        return unique.index_select(0, self._unfold.flatten()).view(d, d, -1)
+    def unique(self, weights: Float[Tensor, "N B"]) -> Float[Tensor, "f B"]:
+        r"""Unique entries (a, b) of :math:`\sum_n \lambda_n x_n x_n^\top`, a column for each column of the weights."""
+        return self.products.T @ weights
+
+    def grams(self, weights: Float[Tensor, "N B"]) -> Float[Tensor, "B d d"]:
+        """The matrices themselves, shape (B, d, d)."""
+        unfold = torch.empty(self.d, self.d, dtype=torch.long, device=weights.device)
+        unfold[self.a, self.b] = unfold[self.b, self.a] = torch.arange(len(self.a), device=weights.device)
+        return self.unique(weights).index_select(0, unfold.flatten()).view(self.d, self.d, -1).permute(2, 0, 1)
 
     def squared_norms(self, weights: Float[Tensor, "N B"]) -> Float[Tensor, "B"]:
         """Their squared Frobenius norms, shape (B,)."""
-        return self.multiplicity @ (self.products.T @ weights).square_()
+        squares = self.unique(weights).square_()
+        return squares[: self.d].sum(0) + 2 * squares[self.d :].sum(0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,32 +210,49 @@ class _PooledImage:
         self._count = torch.outer(*counts)
         self._total = torch.zeros_like(self._count)
 
-    def add(self, rows: Tensor, columns: Tensor, values: Tensor, factor: float = 1.0) -> None:
-        """Add the entries with these indices; ``values`` of shape (rows, columns) is overwritten by its modulus."""
-        row_pixel, column_pixel = self._pixel[0][rows], self._pixel[1][columns]
-        top, left = int(row_pixel.min()), int(column_pixel.min())
-        height, width = int(row_pixel.max()) - top + 1, int(column_pixel.max()) - left + 1
+    def add(self, rows: slice, columns: slice, values: Tensor) -> None:
+        """Add the entries of these rows and columns; ``values`` is overwritten by its moduli."""
+        row_pixel, top, height = self._pixels(0, rows)
         strip = values.new_zeros(height, values.shape[1])
-        patch = values.new_zeros(width, height)
-        self._reduce(strip, row_pixel - top, values.abs_())
-        self._reduce(patch, column_pixel - left, strip.T)
-        region = self._total[top : top + height, left : left + width]
-        if self.pool == "mean":
-            region.add_(patch.T, alpha=factor)
-        else:
-            region.copy_(torch.maximum(region, patch.T))
+        self._reduce(strip, 0, row_pixel, values.abs_())
+        self._add_strip(top, columns, strip, factor=0.5 if rows == columns else 1.0)
 
-    def _reduce(self, target: Tensor, pixel: Tensor, values: Tensor) -> None:
+    def add_unique(self, rows: slice, columns: slice, a: Tensor, b: Tensor, values: Tensor) -> None:
+        """Add B symmetric blocks of order d side by side, from their unique entries (a, b), shape (entries, B).
+
+        The rows are d and the columns B d. The d entries with a = b come first. Overwrites ``values`` by its moduli.
+        """
+        (row_pixel, top, height), d = self._pixels(0, rows), int(b[-1]) + 1
+        strip = values.new_zeros(height * d, values.shape[1])
+        self._reduce(strip, 0, row_pixel[a] * d + b, values.abs_())
+        self._reduce(strip, 0, row_pixel[b[d:]] * d + a[d:], values[d:])
+        self._add_strip(top, columns, strip.view(height, d, -1).transpose(1, 2).flatten(1))
+
+    def _pixels(self, axis: int, which: slice) -> tuple[Tensor, int, int]:
+        """Pixels of some rows or columns counted from the first one, the first one, and how many they are."""
+        pixel = self._pixel[axis][which]
+        first = int(pixel[0])
+        return pixel - first, first, int(pixel[-1]) - first + 1
+
+    def _add_strip(self, top: int, columns: slice, strip: Tensor, factor: float = 1.0) -> None:
+        column_pixel, left, width = self._pixels(1, columns)
+        patch = strip.new_zeros(len(strip), width)
+        self._reduce(patch, 1, column_pixel, strip)
+        region = self._total[top : top + len(strip), left : left + width]
         if self.pool == "mean":
-            target.index_add_(0, pixel, values)
+            region.add_(patch, alpha=factor)
         else:
-            target.scatter_reduce_(0, pixel[:, None].expand(values.shape), values, "amax")
+            region.copy_(torch.maximum(region, patch))
+
+    def _reduce(self, target: Tensor, dim: int, pixel: Tensor, values: Tensor) -> None:
+        index = (pixel[:, None] if dim == 0 else pixel).expand(values.shape)
+        if self.pool == "mean":
+            target.scatter_add_(dim, index, values)
+        else:
+            target.scatter_reduce_(dim, index, values, "amax")
 
     def finish(self, mirror: bool) -> Tensor:
-        """Return the image; ``mirror`` completes a symmetric matrix of which one triangle of blocks was added.
-
-        Blocks on the diagonal were added whole, with the factor 1/2.
-        """
+        """Return the image; ``mirror`` adds the transpose of what was added, pieces with rows = columns apart."""
         if self.pool == "max":
             return torch.maximum(self._total, self._total.T) if mirror else self._total
         return (self._total + self._total.T if mirror else self._total) / self._count
@@ -247,7 +270,7 @@ class MeanNorms(NamedTuple):
 
 
 class StripeEnergy(NamedTuple):
-    r"""Squared Frobenius norm of :math:`H_{wv}`: of the columns :math:`v_{\cdot k}` in the rows :math:`w_k`, and of all."""
+    r"""Squared Frobenius norm of the stripes of :math:`H_{wv}`, and of all of it."""
 
     stripes: float
     total: float
@@ -344,26 +367,61 @@ class LinearHessian:
             return self.X.new_full(self.p[:, classes].shape, 2 / self.N)
         return (self.p[:, classes] * self.p_complement[:, classes] / self.N).to(self.X.dtype)
 
-    def _grams(self, chunk: slice | None = None):
-        if KhatriRao.fits(self.N, self.d):
-            return KhatriRao(self.X).grams
-        return lambda weights: torch.stack([weighted_gram(self.X, column) for column in weights.T], dim=-1)
-
-    def _diagonal_blocks(self, grams) -> Iterator[tuple[int, Tensor]]:
-        if self.loss == "MSE":
-            block = weighted_gram(self.X, self.X.new_full((self.N,), 2 / self.N))
-            yield from ((i, block) for i in range(self.C))
-            return
-        for classes in _ranges(0, self.C, self.d**2):
-            yield from zip(
-                range(self.C)[classes], grams(self._own_weights(classes)).unbind(dim=-1), strict=True
-            )
-
-    def _strips(self, grams) -> Iterator[tuple[int, slice, Tensor]]:
-        """Blocks (i, j) for a range of j > i, shape (d, d, B), until all above the diagonal were served; CE only."""
+    def _strips(self) -> Iterator[tuple[int, slice, Tensor]]:
+        """Under CE, classes j > i and the weights A_{n,ij} / N of the blocks (i, j), shape (N, B), for every i."""
         for i in range(self.C):
             for classes in _ranges(i + 1, self.C, max(self.d**2, self.N)):
-                yield i, classes, grams(self._p[:, classes] * (-self._p[:, i : i + 1] / self.N))
+                yield i, classes, self._p[:, classes] * (-self._p[:, i : i + 1] / self.N)
+
+    def _sheets(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Under CE, entries [(i, k), (j, l)] for each pair k ≤ l of features as a matrix over i and j, shape (C, C).
+
+        Each is a product over the samples where neither feature is zero: after a ReLU that is a quarter of them.
+        """
+        own, nonzero = self._own_weights(slice(None)), self.X != 0
+        for k in range(self.d):
+            for l in range(k, self.d):
+                samples = (nonzero[:, k] & nonzero[:, l]).nonzero().squeeze(1)
+                product = self.X[:, k] * self.X[:, l]
+                sheet = weighted_gram(self._p, product / -self.N, samples)
+                sheet.diagonal().copy_(product @ own)
+                yield k, l, sheet
+
+    @property
+    def _few_features(self) -> bool:
+        """Whether sheets, one for each pair of features, serve better than blocks, one for each pair of classes."""
+        return 8 * self.d <= self.C
+
+    def _grams(self, khatri_rao: KhatriRao | None, weights: Tensor) -> Tensor:
+        if khatri_rao is not None:
+            return khatri_rao.grams(weights)
+        return torch.stack([weighted_gram(self.X, column) for column in weights.T])
+
+    def _khatri_rao(self) -> KhatriRao | None:
+        return KhatriRao(self.X) if self.loss == "CE" and KhatriRao.fits(self.N, self.d) else None
+
+    def _own_blocks(self, khatri_rao: KhatriRao | None) -> Iterator[Piece]:
+        """Blocks on the diagonal."""
+        if self.loss == "MSE":
+            block = self._grams(None, self.X.new_full((self.N, 1), 2 / self.N))[0]
+            yield from ((self.v(i), self.v(i), block) for i in range(self.C))
+            return
+        for classes in _ranges(0, self.C, max(self.d**2, self.N)):
+            for i, block in enumerate(self._grams(khatri_rao, self._own_weights(classes)), start=classes.start):
+                yield self.v(i), self.v(i), block
+
+    def _pieces(self) -> Iterator[Piece]:
+        """Pieces that with their transposes make up the matrix."""
+        if self.loss == "CE" and self._few_features:
+            for k, l, sheet in self._sheets():
+                yield slice(k, self.order, self.d), slice(l, self.order, self.d), sheet
+            return
+        khatri_rao = self._khatri_rao()
+        yield from self._own_blocks(khatri_rao)
+        if self.loss == "CE":
+            for i, classes, weights in self._strips():
+                blocks = self._grams(khatri_rao, weights)
+                yield slice(classes.start * self.d, classes.stop * self.d), self.v(i), blocks.flatten(0, 1)
 
     def matrix(self, out: Tensor | None = None) -> Float[Tensor, "Cd Cd"]:
         """Return the whole Hessian, shape (C d, C d), exactly symmetric.
@@ -376,36 +434,7 @@ class LinearHessian:
         H = _new_matrix(self.X, self.order, self.order) if out is None else out
         if self.loss == "MSE":
             H.zero_()
-            for i, block in self._diagonal_blocks(None):
-                H[self.v(i), self.v(i)] = block
-        elif 8 * self.d <= self.C:
-            self._write_sheets(H)
-        else:
-            grams = self._grams()
-            H4 = H.unflatten(1, (self.C, self.d)).unflatten(0, (self.C, self.d))
-            for i, block in self._diagonal_blocks(grams):
-                H[self.v(i), self.v(i)] = block
-            for i, j, strip in self._strips(grams):
-                H4[i, :, j, :] = strip.transpose(1, 2)
-                H4[j, :, i, :] = strip.permute(2, 0, 1)
-        return H
-
-    def _write_sheets(self, H: Tensor) -> None:
-        """Under CE with few features: a product of order C for each pair of features, where neither is zero.
-
-        H[(i, k), (j, l)] = (1/N) Σ_n x_nk x_nl p_ni (δ_ij - p_nj). After a ReLU that is a quarter of the samples.
-        """
-        nonzero = self.X != 0
-        own = self._own_weights(slice(None))
-        for k in range(self.d):
-            for l in range(k, self.d):  # noqa: E741
-                samples = (nonzero[:, k] & nonzero[:, l]).nonzero().squeeze(1)
-                product = self.X[:, k] * self.X[:, l]
-                sheet = weighted_gram(self._p, product / -self.N, samples)
-                sheet.diagonal().copy_(product @ own)
-                H[k :: self.d, l :: self.d] = sheet
-                if l > k:
-                    H[l :: self.d, k :: self.d] = sheet
+        return _write(H, self._pieces())
 
     def tile(self, rows: slice | Tensor, columns: slice | Tensor) -> Float[Tensor, "R S"]:
         """Any tile of the Hessian, such as the block ``H.tile(H.v(i), H.v(j))``.
@@ -437,12 +466,14 @@ class LinearHessian:
         if self.loss == "MSE":
             block = weighted_gram(self.X, self.X.new_full((self.N,), 2 / self.N))
             return torch.diag(block.square().sum().expand(self.C))
-        norms = self.X.new_empty(self.C, self.C)
+        norms = self.X.new_zeros(self.C, self.C)
+        if self._few_features:
+            for k, l, sheet in self._sheets():
+                norms += sheet.square_().mul_(1 if k == l else 2)
+            return norms
         norms.diagonal().copy_(self._own_norms())
-        i, j = torch.triu_indices(self.C, self.C, offset=1, device=self.X.device)
-        for pairs in _ranges(0, len(i), self.N + self.d**2):
-            weights = self._p[:, i[pairs]].mul_(self._p[:, j[pairs]])
-            norms[i[pairs], j[pairs]] = norms[j[pairs], i[pairs]] = weighted_block_norms(self.X, weights)
+        for i, classes, weights in self._strips():
+            norms[i, classes] = norms[classes, i] = weighted_block_norms(self.X, weights * self.N)
         return norms
 
     def _own_norms(self) -> Tensor:
@@ -454,13 +485,13 @@ class LinearHessian:
         .. math:: \sum_{i \ne j} \|H_{v_i v_j}\|_F^2 = \tfrac1{N^2} \sum_{nm} K_{nm}^2
             \Big[(p_n^\top p_m)^2 - \sum_i p_{ni}^2 p_{mi}^2\Big]
 
-        costs as much as N² C products of numbers, not C² blocks; it is used where it is the cheaper way. In float64.
+        takes N² C products of numbers instead of C² blocks and is used, in float64, where it is the cheaper way.
         """
         N, d, C = self.N, self.d, self.C
-        if self.loss == "CE" and N * (2 * C + d) < C * C / 2 * min(N, d * (d + 1) / 2):
+        if self.loss == "CE" and N * (4 * C + d) < C * C / 2 * min(N, d * (d + 1) / 2):
             total = 0.0
             for n in _ranges(0, N, N):
-                K2 = (self.X[n].double() @ self.X.T.double()).square_()
+                K2 = (self.X[n] @ self.X.T).double().square_()
                 overlap = (self.p[n] @ self.p.T).square_() - self.p[n].square() @ self.p.T.square()
                 total += torch.sum(K2 * overlap).item()
             return MeanNorms(self._own_norms().double().mean().item(), total / N**2 / (C * (C - 1)))
@@ -487,13 +518,15 @@ class LinearHessian:
         return image.finish(mirror=True)
 
     def _draw(self, image: _PooledImage, offset: int) -> None:
-        index = torch.arange(self.order, device=self.X.device).add_(offset).view(self.C, self.d)
-        grams = self._grams()
-        for i, block in self._diagonal_blocks(grams):
-            image.add(index[i], index[i], block, factor=0.5)
-        if self.loss == "CE":
-            for i, j, strip in self._strips(grams):
-                image.add(index[i], index[j].T.flatten(), strip.flatten(1))
+        khatri_rao = None if self._few_features else self._khatri_rao()
+        if khatri_rao is None:
+            _draw(image, self._pieces(), offset, offset)
+            return
+        _draw(image, self._own_blocks(khatri_rao), offset, offset)
+        for i, classes, weights in self._strips():
+            columns = slice(classes.start * self.d + offset, classes.stop * self.d + offset)
+            unique = khatri_rao.unique(weights)
+            image.add_unique(_shift(self.v(i), offset), columns, khatri_rao.a, khatri_rao.b, unique)
 
 
 @dataclass(frozen=True, eq=False)
@@ -625,13 +658,18 @@ class HiddenLayerHessian:
 
     # The blocks ...............................................................................................
 
-    def _ww_blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+    def _ww_pieces(self) -> Iterator[Piece]:
         """H_{w_k w_l} for k ≤ l, shape (d, d), from the samples where both neurons are active."""
         for k in range(self.m):
             curvature = self._curvature(k).div_(self.N).to(self.X.dtype)
-            for l in range(k, self.m):  # noqa: E741
+            for l in range(k, self.m):
                 samples = (self.active[:, k] & self.active[:, l]).nonzero().squeeze(1)
-                yield k, l, weighted_gram(self.X, curvature[:, l], samples)
+                yield self.w(k), self.w(l), weighted_gram(self.X, curvature[:, l], samples)
+
+    def _wv_pieces(self) -> Iterator[Piece]:
+        """Rows w_k and columns v_{1l}, ..., v_{Cl} of H_wv for all k and l, shape (d, C)."""
+        for k, l, sheet in self._wv_sheets():
+            yield self.w(k), slice(l, self.C * self.m, self.m), sheet
 
     def _wv_sheets(self) -> Iterator[tuple[int, int, Tensor]]:
         """Rows w_k and columns v_{1l}, ..., v_{Cl} of H_wv for all k and l, shape (d, C)."""
@@ -644,7 +682,7 @@ class HiddenLayerHessian:
                     sheets.addcmul_((S.T @ X)[:, :, None], self.V[:, k].to(X.dtype), value=2)
                     continue
                 response = self._response(k, samples).to(X.dtype)
-                for l in range(self.m):  # noqa: E741
+                for l in range(self.m):
                     both = S[:, l].nonzero().squeeze(1)
                     sheets[l].addmm_(X[both].T, response[both].mul_(S[both, l, None]))
             yield from ((k, l, sheets[l]) for l in range(self.m))
@@ -661,17 +699,15 @@ class HiddenLayerHessian:
         split = self.m * self.d
         self.ww(out=H[:split, :split])
         self.vv(out=H[split:, split:])
-        for k, l, sheet in self._wv_sheets():
-            H[self.w(k), split + l :: self.m] = sheet
-            H[split + l :: self.m, self.w(k)] = sheet.T
+        for rows, columns, sheet in self._wv_pieces():
+            H[:split, split:][rows, columns] = sheet
+            H[split:, :split][columns, rows] = sheet.T
         return H
 
     def ww(self, out: Tensor | None = None) -> Float[Tensor, "md md"]:
         """Hidden layer's Hessian H_ww, shape (m d, m d); (8), (14). ``out`` as for :meth:`matrix`."""
         H = _new_matrix(self.X, self.m * self.d, self.m * self.d) if out is None else out
-        for k, l, block in self._ww_blocks():
-            H[self.w(k), self.w(l)] = H[self.w(l), self.w(k)] = block
-        return H
+        return _write(H, self._ww_pieces())
 
     def vv(self, out: Tensor | None = None) -> Float[Tensor, "Cm Cm"]:
         """Output layer's Hessian H_vv, shape (C m, C m); (9), (15). ``out`` as for :meth:`matrix`."""
@@ -680,8 +716,8 @@ class HiddenLayerHessian:
     def wv(self) -> Float[Tensor, "md Cm"]:
         """Cross-layer Hessian H_wv, shape (m d, C m); (11), (18)."""
         H = _new_matrix(self.X, self.m * self.d, self.C * self.m)
-        for k, l, sheet in self._wv_sheets():
-            H[self.w(k), l :: self.m] = sheet
+        for rows, columns, sheet in self._wv_pieces():
+            H[rows, columns] = sheet
         return H
 
     def tile(self, rows: slice | Tensor, columns: slice | Tensor) -> Float[Tensor, "R S"]:
@@ -712,7 +748,7 @@ class HiddenLayerHessian:
         tile = self.X.new_empty(len(rows), len(columns))
         for k in k_of.unique().tolist():
             r, curvature = (k_of == k).nonzero().squeeze(1), self._curvature(k).div_(self.N).to(self.X.dtype)
-            for l in l_of.unique().tolist():  # noqa: E741
+            for l in l_of.unique().tolist():
                 s = (l_of == l).nonzero().squeeze(1)
                 tile[r[:, None], s] = (self.X[:, a[r]] * curvature[:, l, None]).T @ self.X[:, b[s]]
         return tile
@@ -736,7 +772,7 @@ class HiddenLayerHessian:
             return self.output_layer.squared_norms()
         if part != "ww":
             raise ValueError(f"part must be 'ww' or 'vv', got {part!r}")
-        k, l = torch.triu_indices(self.m, self.m, device=self.X.device)  # noqa: E741
+        k, l = torch.triu_indices(self.m, self.m, device=self.X.device)
         weights = torch.cat([self._curvature(k)[:, k:].to(self.X.dtype) for k in range(self.m)], dim=1)
         norms = self.X.new_empty(self.m, self.m)
         norms[k, l] = norms[l, k] = weighted_block_norms(self.X, weights)
@@ -751,7 +787,8 @@ class HiddenLayerHessian:
     def stripe_energy(self) -> StripeEnergy:
         r"""Squared norm of H_wv and of its stripes, the columns :math:`v_{\cdot k}` in the rows :math:`w_k`.
 
-        Only there the first term of (11) and (18) lives, the leading one, (20): the block-circulant pattern of Figure 3.
+        Only there the first term of (11) and (18) lives, the leading one by (20): the block-circulant pattern of
+        Figure 3.
         """
         energy = torch.zeros(self.m, self.m, dtype=torch.float64)
         for k, l, sheet in self._wv_sheets():
@@ -776,22 +813,18 @@ class HiddenLayerHessian:
         Tensor, shape (pixels, pixels), or smaller on the shorter side of H_wv
             In float64.
         """
-        split = self.m * self.d
-        index = torch.arange(self.order, device=self.X.device)
-        parts = {"full": (index, index), "ww": (index[:split],) * 2, "vv": (index[split:],) * 2}
-        parts["wv"] = (index[:split], index[split:])
-        if part not in parts:
-            raise ValueError(f"part must be one of {', '.join(parts)}, got {part!r}")
-        rows, columns = parts[part]
-        image = _PooledImage(len(rows), len(columns), pixels, pool, self.X.device)
+        split, C_m = self.m * self.d, self.C * self.m
+        sizes = {"full": (self.order, self.order), "ww": (split, split), "vv": (C_m, C_m), "wv": (split, C_m)}
+        if part not in sizes:
+            raise ValueError(f"part must be one of {', '.join(sizes)}, got {part!r}")
+        image = _PooledImage(*sizes[part], pixels, pool, self.X.device)
+        offset = split if part == "full" else 0
         if part in ("full", "ww"):
-            for k, l, block in self._ww_blocks():
-                image.add(index[self.w(k)], index[self.w(l)], block, factor=0.5 if k == l else 1.0)
+            _draw(image, self._ww_pieces())
         if part in ("full", "wv"):
-            for k, l, sheet in self._wv_sheets():
-                image.add(index[self.w(k)], index[split + l :: self.m] - columns[0], sheet)
+            _draw(image, self._wv_pieces(), 0, offset)
         if part in ("full", "vv"):
-            self.output_layer._draw(image, offset=split if part == "full" else 0)
+            self.output_layer._draw(image, offset)
         return image.finish(mirror=part != "wv")
 
 
@@ -823,6 +856,24 @@ def _check(X: Tensor, weights: dict[str, Tensor], loss: str) -> None:
         raise ValueError(f"the loss must be 'CE' or 'MSE', got {loss!r}")
 
 
+def _write(H: Tensor, pieces: Iterator[Piece]) -> Tensor:
+    """Write the pieces and their transposes."""
+    for rows, columns, values in pieces:
+        H[rows, columns] = values
+        if rows != columns:
+            H[columns, rows] = values.T
+    return H
+
+
+def _draw(image: _PooledImage, pieces: Iterator[Piece], row_offset: int = 0, column_offset: int = 0) -> None:
+    for rows, columns, values in pieces:
+        image.add(_shift(rows, row_offset), _shift(columns, column_offset), values)
+
+
+def _shift(which: slice, offset: int) -> slice:
+    return slice(which.start + offset, which.stop + offset, which.step)
+
+
 def _nth(i: int, size: int, count: int, offset: int, what: str) -> slice:
     if not 0 <= i < count:
         raise ValueError(f"{what} must lie in 0, ..., {count - 1}, got {i}")
@@ -840,7 +891,7 @@ def _divmod(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def _ranges(start: int, stop: int, entries: int) -> Iterator[slice]:
     """Slices that cover start, ..., stop - 1, in steps that keep ``entries`` for each within bounds."""
-    step = max(1, _ENTRIES // entries)
+    step = max(1, _ENTRIES // max(1, entries))
     for low in range(start, stop, step):
         yield slice(low, min(low + step, stop))
 
