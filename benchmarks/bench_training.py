@@ -4,6 +4,7 @@ Run with ``python benchmarks/bench_training.py``. The two take turns, so that wh
 falls on both; the smallest time of each counts.
 """
 
+import argparse
 import functools
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from common.training import train_full_batch
 
 N, d, C, m = 5000, 500, 500, 8
-STEPS, ROUNDS = 100, 5
+STEPS = 100
 
 
 def autograd_steps(X: torch.Tensor, y: torch.Tensor, W: torch.Tensor, V: torch.Tensor, loss: str, steps: int) -> None:
@@ -45,6 +46,9 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print milliseconds a step for both losses, ours, torch's, and the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="times that each of the two is measured")
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(N, d, generator=generator)
@@ -53,7 +57,7 @@ def main() -> None:
     print(f"N = {N}, d = {d}, C = {C}, m = {m}, float32, one thread; milliseconds a step")
     for loss in ("MSE", "CE"):
         ours, theirs = [], []
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             setup, ours_whole, theirs_whole = (
                 seconds(functools.partial(steps, X, y, W, V, loss, number))
                 for steps, number in ((our_steps, 0), (our_steps, STEPS), (autograd_steps, STEPS))

@@ -482,6 +482,33 @@ def test_wrong_options_are_one_line(bare, arguments, line):
     assert not (bare.root / "figures").exists()
 
 
+def readme_commands():
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [line.split("#")[0].split() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
+def test_every_command_of_the_readme(clone, command):
+    """Front-door commands run on the toys at the quick scale; of what runs long or elsewhere, that it is there."""
+    program, *arguments = command
+    if program == "./run_all.sh":
+        if arguments[:1] == ["test"]:
+            assert re.search("test +ruff", clone.run("--help"))  # run by test_the_tests_end_with_what_failed
+            return
+        arguments = ["alpha" if a == "fig08" else a for a in arguments]
+        output = clone.run(*([] if "--scale" in arguments else ["--scale", "quick"]), *arguments)
+        assert f"{PAPER}/alpha" in output
+        assert "FAILED" not in output
+    elif program == "conda":
+        assert (ROOT / command[command.index("-f") + 1]).exists()  # held to the lock in test_environment.py
+    elif command[:3] == [".venv/bin/jupyter", "lab", "notebooks"]:
+        assert (ROOT / "notebooks").is_dir()  # opened in a browser in test_jupyterlab.py
+    else:
+        assert program == ".venv/bin/python"
+        script = [sys.executable, ROOT / arguments[0], "--help"]
+        assert "usage" in subprocess.run(script, capture_output=True, text=True, check=True).stdout
+
+
 def test_help_names_every_option(bare):
     output = bare.run("--help", HESSIAN_PYTHON="nowhere")
     for word in ("--scale", "--only", "--jobs", "--dry-run", "test", "HESSIAN_PYTHON", "HESSIAN_DATA", "--executor"):

@@ -50,6 +50,9 @@ main()
 #: Milliseconds to wait for anything at all: a busy machine is slow, not wrong.
 PATIENCE = 120_000
 
+#: How JupyterLab marks what came over stderr, and tracebacks; older ones tell these from those.
+WRONG = ".jp-Notebook :is([data-mime-type='application/vnd.jupyter.stderr'], [data-mime-type$='.jupyter.error'])"
+
 #: Where a page that disappointed is photographed.
 SCREENSHOT = paths.BUILD / "test" / "jupyterlab.png"
 
@@ -70,6 +73,7 @@ def page():
         with p.chromium.launch(executable_path=browser, args=SWITCHES, timeout=PATIENCE) as chromium:
             page = chromium.new_page(viewport={"width": 1500, "height": 1100})
             page.set_default_timeout(PATIENCE)
+            playwright.expect.set_options(timeout=PATIENCE)
             page.route(re.compile(r"^https?://(?!127\.0\.0\.1:)"), lambda route: route.abort())
             yield page
 
@@ -78,8 +82,8 @@ def page():
 def repository(tmp_path):
     """A copy of what a notebook needs, the notebooks without outputs: what shows was computed here."""
     root = tmp_path / "repository"
+    ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     for folder in ("notebooks", "src/common", "scales"):
-        ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
         shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
     for file in root.glob("notebooks/*/*.ipynb"):
         notebook = nbformat.read(file, as_version=4)
@@ -146,14 +150,18 @@ def open_notebook(page, *path):
     """Double-click through the file browser down to a file."""
     for name in path:
         page.locator(".jp-DirListing-item").filter(has=page.get_by_text(name, exact=True)).dblclick()
-    playwright.expect(page.locator(".jp-NotebookPanel .jp-CodeCell").last).to_be_attached(timeout=PATIENCE)
-    kernel = page.locator("#jp-main-statusbar").get_by_text(re.compile(r"^Python 3\b.* \| Idle$"))
-    playwright.expect(kernel).to_be_visible(timeout=PATIENCE)
+    playwright.expect(page.locator(".jp-NotebookPanel .jp-CodeCell").last).to_be_attached()
+    wait_for_kernel(page)
+
+
+def wait_for_kernel(page):
+    """Wait until there is one with nothing to do, nor anything left to tell."""
+    status = page.locator("#jp-main-statusbar").get_by_text(re.compile(r"^Python 3\b.* \| Idle$"))
+    playwright.expect(status).to_be_visible()
 
 
 def run_all(page, cells, before):
-    """Run > Run All Cells; wait until all have run, ``before`` executions preceding them, or until one fails
-    or JupyterLab asks something.
+    """Run > Run All Cells, after ``before`` executions; wait for the end, or until something goes wrong.
 
     Returns
     -------
@@ -163,20 +171,19 @@ def run_all(page, cells, before):
     page.locator("#jp-MainMenu").get_by_text("Run", exact=True).click()
     page.locator(".lm-Menu").get_by_text("Run All Cells", exact=True).click()
     page.wait_for_function(
-        """([cells, before]) => {
+        """([cells, before, wrong]) => {
             const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map(p => p.textContent);
-            const failed = document.querySelector("[data-mime-type='application/vnd.jupyter.error'], .jp-Dialog");
-            return failed || prompts.length === cells && prompts.every((p, i) => p === `[${before + i + 1}]:`);
+            if (document.querySelector(`.jp-Dialog, ${wrong}`)) return true;
+            return prompts.length === cells && prompts.every((p, i) => p === `[${before + i + 1}]:`);
         }""",
-        arg=[cells, before],
+        arg=[cells, before, WRONG],
     )
     assert page.locator(".jp-Dialog").all_inner_texts() == []
-    notebook = page.locator(".jp-Notebook")
-    for kind in ("error", "stderr"):
-        shown = notebook.locator(f"[data-mime-type='application/vnd.jupyter.{kind}']")
-        assert shown.all_inner_texts() == [], f"{kind} in the notebook"
+    wait_for_kernel(page)
+    assert page.locator(WRONG).all_inner_texts() == []
 
-    figure = notebook.locator(".jp-OutputArea-output img")
+    shown = page.locator(".jp-Notebook .jp-OutputArea-output")
+    figure = shown.locator("img")
     playwright.expect(figure).to_have_count(1)
     figure.scroll_into_view_if_needed()
     playwright.expect(figure).to_be_visible()
@@ -184,7 +191,7 @@ def run_all(page, cells, before):
     kind, _, content = figure.get_attribute("src").partition(",")
     assert kind == "data:image/png;base64"
 
-    table = notebook.locator(".jp-OutputArea-output table").filter(has=page.get_by_role("columnheader", name="verdict"))
+    table = shown.locator("table").filter(has=page.get_by_role("columnheader", name="verdict"))
     playwright.expect(table).to_have_count(1)
     table.scroll_into_view_if_needed()
     playwright.expect(table).to_be_visible()

@@ -11,7 +11,7 @@ import torch
 
 from common import paths
 from common.data import DataSource
-from common.intervals import bootstrap, log_log_slope, mean_interval
+from common.intervals import bootstrap, largest, log_log_slope, mean_interval, smallest
 from common.plotting import block_heatmap
 from common.provenance import ParameterError, resolve_parameters, source_hash
 from common.run import Run, above, below, exactly, inside, meets
@@ -69,9 +69,11 @@ def test_verdicts(notebook):
     failed = claim(run, "fails", criterion=below(-3))
     assert failed["verdict"] == "not reproduced"
     assert "upper end below -3" in failed["note"]
-    wrong = claim(run, "wrong", criterion=meets(-3), derived="-2, since two and two are four")
+    wrong = claim(run, "wrong", criterion=meets(-3), derived=-2.0)
     assert wrong["verdict"] == "paper in error"
-    assert "two and two" in wrong["note"]
+    assert "Derived instead: -2, inside the interval." in wrong["note"]
+    # A derivation that the measurement excludes as well shows nothing of the paper.
+    assert claim(run, "both_wrong", criterion=meets(-3), derived=-4.0)["verdict"] == "not reproduced"
     untested = claim(run, "small", untested="3 draws, fewer than 10")
     assert untested["verdict"] == "untested"
     assert untested["note"] == "3 draws, fewer than 10; here the criterion would hold."
@@ -174,6 +176,12 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert mean_interval([2.0, 2.0, 2.0]) == (2.0, (2.0, 2.0))
     with pytest.raises(ValueError, match="at least 2"):
         mean_interval([1.0])
+
+
+def test_extremes_take_the_extreme_ends():
+    estimates = [(1.0, (0.9, 1.1)), (0.8, (0.0, 1.6)), (1.05, (1.0, 1.08))]
+    assert smallest(estimates) == (0.8, (0.0, 1.08))
+    assert largest(estimates) == (1.05, (1.0, 1.6))
 
 
 def test_slope_of_a_power_law():

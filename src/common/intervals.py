@@ -1,13 +1,16 @@
 """Uncertainty: intervals of means, of slopes and of ratios, from independent realizations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+#: A value and its interval, (value, (low, high)).
+Estimate = tuple[float, tuple[float, float]]
 
-def mean_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, tuple[float, float]]:
+
+def mean_interval(samples: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Mean of independent samples, shape (R,), and its Student-t interval.
 
     Raises
@@ -25,10 +28,26 @@ def mean_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, 
     return float(mean), (float(low), float(high))
 
 
+def smallest(estimates: Iterable[Estimate]) -> Estimate:
+    """The smallest of several estimates: every one of them lies above its lower end if its own does."""
+    return _extreme(min, estimates)
+
+
+def largest(estimates: Iterable[Estimate]) -> Estimate:
+    """The largest of several estimates: every one of them lies below its upper end if its own does."""
+    return _extreme(max, estimates)
+
+
+def _extreme(choose: Callable, estimates: Iterable[Estimate]) -> Estimate:
+    values, intervals = zip(*estimates, strict=True)
+    lows, highs = zip(*intervals, strict=True)
+    return choose(values), (choose(lows), choose(highs))
+
+
 def bootstrap(
     statistic: Callable[[np.ndarray], float], samples: ArrayLike, *, seed: int, resamples: int = 2000,
     confidence: float = 0.95,
-) -> tuple[float, tuple[float, float]]:  # fmt: skip
+) -> Estimate:  # fmt: skip
     """A statistic of realizations along the first axis, and its percentile interval over resampled realizations.
 
     Whole realizations are drawn, so what is correlated inside one stays together.

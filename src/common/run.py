@@ -241,7 +241,8 @@ class Run:
 
     def claim(
         self, ident: str, statement: str, estimate: tuple[float, tuple[float, float]], *, source: str,
-        expected: float | str, criterion: Criterion, note: str = "", untested: str = "", derived: str = "",
+        expected: float | str, criterion: Criterion, note: str = "", untested: str = "",
+        derived: float | None = None,
     ) -> None:  # fmt: skip
         """Hold a sentence of the paper against a measurement.
 
@@ -262,8 +263,8 @@ class Run:
         untested
             A reason why this run cannot decide, such as a scale too small; empty if it can.
         derived
-            If the paper's formula fails and a derivation says what is right: the right one.
-            The verdict is then ``paper in error``.
+            What a derivation says instead of the paper's formula. If the criterion fails and the interval holds
+            this value, the verdict is ``paper in error``.
 
         Raises
         ------
@@ -286,8 +287,11 @@ class Run:
         elif holds:
             verdict = REPRODUCED
         else:
-            verdict = PAPER_IN_ERROR if derived else NOT_REPRODUCED
-            note = f"{note} Derived: {derived}" if derived else note
+            verdict = NOT_REPRODUCED
+            if derived is not None:
+                met = low <= derived <= high
+                verdict = PAPER_IN_ERROR if met else NOT_REPRODUCED
+                note = f"{note} Derived instead: {derived:.6g}, {'inside' if met else 'outside'} the interval."
         note = note.strip() or f"The criterion ({criterion.text}) does not hold." * (verdict != REPRODUCED)
         self._claims.append(
             Claim(ident, statement, source, expected, measured, (low, high), criterion.text, verdict, note)

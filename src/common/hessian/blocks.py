@@ -30,8 +30,8 @@ are :math:`p_n - e_{y_n}` and :math:`\mathrm{diag}(p_n) - p_n p_n^\top` under CE
     H_{w_k v_j} &= \tfrac1N \textstyle\sum_n \big[ g_{nj} a_{nk}\, x_n e_k^\top
         + (A_n v_{\cdot k})_j a_{nk}\, x_n s_n^\top \big] && \text{(11) and (18)}
 
-What belongs to one sample (:math:`p_n, A_n v_{\cdot k}, \dots`) is computed in float64, so that nothing cancels when a
-trained model is sure of its answers; the sums over samples run in the precision of X.
+What belongs to one sample (:math:`p_n, A_n v_{\cdot k}, \dots`) is computed in float64 wherever it could cancel, as
+:math:`1 - p` does for a trained model that is sure of its answers; the sums over samples run in the precision of X.
 """
 
 import math
@@ -64,7 +64,7 @@ _GRAM = 2**27  # entries of the largest Gram matrix of the samples, 512 MiB in f
 def weighted_gram(
     X: Float[Tensor, "N d"], weights: Float[Tensor, "N"], samples: Int[Tensor, "n"] | None = None
 ) -> Float[Tensor, "d d"]:
-    r"""Sum :math:`\sum_n \lambda_n x_n x_n^\top`, exactly symmetric, at little more than half the cost of the product.
+    r"""Sum :math:`\sum_n \lambda_n x_n x_n^\top`, exactly symmetric, of which only the upper triangle is computed.
 
     Parameters
     ----------
@@ -80,15 +80,16 @@ def weighted_gram(
     Tensor, shape (d, d)
         In the precision of X.
     """
-    N, d = X.shape
+    d = X.shape[1]
     gram = X.new_zeros(d, d)
     panels = max(1, min(8, d // 128))
     edges = [d * k // panels for k in range(panels + 1)]
-    count = N if samples is None else len(samples)
-    for start in range(0, count, _SAMPLES):
-        chunk = slice(start, min(start + _SAMPLES, count)) if samples is None else samples[start : start + _SAMPLES]
-        left = X[chunk]
-        right = left * weights[chunk, None].to(X.dtype)
+    if samples is None:
+        factors = zip(X.split(_SAMPLES), weights.split(_SAMPLES), strict=True)
+    else:
+        factors = ((X.index_select(0, n), weights.index_select(0, n)) for n in samples.split(_SAMPLES))
+    for left, scale in factors:
+        right = left * scale[:, None].to(X.dtype)
         for low, high in pairwise(edges):
             gram[low:high, low:].addmm_(left[:, low:high].T, right[:, low:])
     for low, high in pairwise(edges):
@@ -342,30 +343,27 @@ class LinearHessian:
         return _nth(i, self.d, self.C, 0, "class")
 
     @cached_property
-    def outputs(self) -> Float[Tensor, "N C"]:
-        """Outputs V x_n, shape (N, C), in float64."""
-        return _in_float64(self.X, self.V)
-
-    @cached_property
     def p(self) -> Float[Tensor, "N C"]:
         """Probabilities p_{n,i}, shape (N, C), in float64."""
-        return self.outputs.softmax(dim=1)
+        return _in_float64(self.X, self.V).softmax(dim=1)
 
     @cached_property
-    def p_complement(self) -> Float[Tensor, "N C"]:
-        """Complements 1 - p_{n,i}, shape (N, C), in float64, to full relative precision even where p is almost 1."""
-        top = self.p.argmax(dim=1, keepdim=True)
-        return (1 - self.p).scatter_(1, top, self.p.scatter(1, top, 0).sum(dim=1, keepdim=True))
+    def top(self) -> tuple[Int[Tensor, "N 1"], Float[Tensor, "N 1"], Float[Tensor, "N 1"]]:
+        """Likeliest class of each sample, its p and, to full relative precision, its 1 - p; each (N, 1), in float64."""
+        p, top = self.p.max(dim=1, keepdim=True)
+        return top, p, self.p.scatter(1, top, 0).sum(dim=1, keepdim=True)
 
     @cached_property
     def _p(self) -> Tensor:
         return self.p.to(self.X.dtype)
 
-    def _own_weights(self, classes: slice) -> Tensor:
-        """A_{n,ii} / N for some classes, shape (N, B)."""
+    @cached_property
+    def _own(self) -> Tensor:
+        """A_{n,ii}, shape (N, C)."""
         if self.loss == "MSE":
-            return self.X.new_full(self.p[:, classes].shape, 2 / self.N)
-        return (self.p[:, classes] * self.p_complement[:, classes] / self.N).to(self.X.dtype)
+            return self.X.new_full((1, 1), 2).expand(self.N, self.C)
+        top, p, complement = self.top
+        return ((1 - self._p) * self._p).scatter_(1, top, (p * complement).to(self.X.dtype))
 
     def _strips(self) -> Iterator[tuple[int, slice, Tensor]]:
         """Under CE, classes j > i and the weights A_{n,ij} / N of the blocks (i, j), shape (N, B), for every i."""
@@ -378,13 +376,13 @@ class LinearHessian:
 
         Each is a product over the samples where neither feature is zero: after a ReLU that is a quarter of them.
         """
-        own, nonzero = self._own_weights(slice(None)), self.X != 0
+        nonzero = self.X != 0
         for k in range(self.d):
             for l in range(k, self.d):
                 samples = (nonzero[:, k] & nonzero[:, l]).nonzero().squeeze(1)
                 product = self.X[:, k] * self.X[:, l]
                 sheet = weighted_gram(self._p, product / -self.N, samples)
-                sheet.diagonal().copy_(product @ own)
+                sheet.diagonal().copy_(product @ self._own / self.N)
                 yield k, l, sheet
 
     @property
@@ -407,7 +405,7 @@ class LinearHessian:
             yield from ((self.v(i), self.v(i), block) for i in range(self.C))
             return
         for classes in _ranges(0, self.C, max(self.d**2, self.N)):
-            for i, block in enumerate(self._grams(khatri_rao, self._own_weights(classes)), start=classes.start):
+            for i, block in enumerate(self._grams(khatri_rao, self._own[:, classes] / self.N), start=classes.start):
                 yield self.v(i), self.v(i), block
 
     def _pieces(self) -> Iterator[Piece]:
@@ -456,7 +454,7 @@ class LinearHessian:
                 left, right = self.X[n][:, a].mul_(self._p[n][:, i]), self.X[n][:, b].mul_(self._p[n][:, j])
                 tile.addmm_(left.T, right, alpha=-1 / self.N)
         for c in np.intersect1d(i.cpu(), j.cpu()):  # the blocks on the diagonal, written anew
-            own = self._own_weights(slice(c, c + 1))
+            own = self._own[:, c, None] / self.N
             r, s = (i == c).nonzero().squeeze(1), (j == c).nonzero().squeeze(1)
             tile[r[:, None], s] = (self.X[:, a[r]] * own).T @ self.X[:, b[s]]
         return tile
@@ -477,7 +475,7 @@ class LinearHessian:
         return norms
 
     def _own_norms(self) -> Tensor:
-        return weighted_block_norms(self.X, self._own_weights(slice(None)) * self.N)
+        return weighted_block_norms(self.X, self._own)
 
     def mean_squared_norms(self) -> MeanNorms:
         r"""Mean squared Frobenius norm of the diagonal blocks, and of the off-diagonal ones in closed form.
@@ -620,8 +618,10 @@ class HiddenLayerHessian:
     @cached_property
     def output_layer(self) -> LinearHessian:
         r"""The linear model on the hidden activations, whose Hessian is :math:`H_{vv}`; (9), (15)."""
-        layer = LinearHessian(self._preactivations.relu().to(self.X.dtype), self.V, self.loss)
-        layer.__dict__["outputs"] = self._preactivations.relu() @ self.V.double().T
+        activations = self._preactivations.relu()
+        layer = LinearHessian(activations.to(self.X.dtype), self.V, self.loss)
+        if self.loss == "CE":
+            layer.__dict__["p"] = _in_float64(activations, self.V).softmax(dim=1)  # before rounding the activations
         return layer
 
     @property
@@ -633,38 +633,45 @@ class HiddenLayerHessian:
         """Σ_c p_nc v_ck, shape (N, m), in float64."""
         return self.output_layer.p @ self.V.double()
 
-    def _curvature(self, k: int) -> Tensor:
-        """v_kᵀ A_n v_l a_nk a_nl for all l, shape (N, m), in float64: the scalars of (8) and (14)."""
-        V = self.V.double()
+    def _curvature(self, k: Tensor, l: Tensor) -> Tensor:
+        """v_kᵀ A_n v_l a_nk a_nl for B pairs of neurons, shape (N, B), in float64: the scalars of (8) and (14)."""
+        pair = self.V[:, k].double() * self.V[:, l].double()
         if self.loss == "MSE":
-            curvature = (2 * V[:, k] @ V).expand(self.N, self.m)
+            curvature = 2 * pair.sum(dim=0)
         else:
-            curvature = self.output_layer.p @ (V[:, k : k + 1] * V) - self._v_mean[:, k : k + 1] * self._v_mean
-        return curvature * (self.active[:, k : k + 1] & self.active)
+            curvature = self.output_layer.p @ pair - self._v_mean[:, k] * self._v_mean[:, l]
+        return curvature * (self.active[:, k] & self.active[:, l])
 
-    def _residual(self, samples: Tensor) -> Tensor:
-        """g_nj: p - e_y under CE, 2 (f - e_y) under MSE; shape (n, C), in float64."""
-        layer = self.output_layer
-        residual = layer.p[samples] if self.loss == "CE" else layer.outputs[samples]
-        residual[torch.arange(len(samples), device=samples.device), self.y[samples]] -= 1
-        return residual if self.loss == "CE" else residual.mul_(2)
+    @cached_property
+    def _residual(self) -> Tensor:
+        """g_nj: p - e_y under CE, 2 (f - e_y) under MSE; shape (N, C)."""
+        layer, label = self.output_layer, self.y[:, None]
+        if self.loss == "MSE":
+            outputs = _in_float64(self._preactivations.relu(), self.V)
+            return outputs.scatter_add_(1, label, -torch.ones_like(label, dtype=outputs.dtype)).mul_(2).to(self.X.dtype)
+        top, _, complement = layer.top
+        own = torch.where(label == top, complement, 1 - layer.p.gather(1, label))
+        return layer._p.scatter(1, label, -own.to(self.X.dtype))
 
     def _response(self, k: int, samples: Tensor) -> Tensor:
-        """(A_n v_k)_j, shape (n, C), in float64."""
-        v = self.V[:, k].double()
-        if self.loss == "MSE":
-            return (2 * v).expand(len(samples), self.C)
-        return (v - self._v_mean[samples, k, None]).mul_(self.output_layer.p[samples])
+        """(A_n v_k)_j = p_nj (v_jk - Σ_c p_nc v_ck) under CE for some samples, shape (n, C)."""
+        mean = self._v_mean[samples, k, None]
+        top, p, _ = (of_top[samples] for of_top in self.output_layer.top)
+        response = (self.V[:, k].to(self.X.dtype) - mean.to(self.X.dtype)).mul_(
+            self.output_layer._p.index_select(0, samples)
+        )
+        return response.scatter_(1, top, (p * (self.V[:, k].double()[top] - mean)).to(self.X.dtype))
 
     # The blocks ...............................................................................................
 
     def _ww_pieces(self) -> Iterator[Piece]:
         """H_{w_k w_l} for k ≤ l, shape (d, d), from the samples where both neurons are active."""
-        for k in range(self.m):
-            curvature = self._curvature(k).div_(self.N).to(self.X.dtype)
-            for l in range(k, self.m):
-                samples = (self.active[:, k] & self.active[:, l]).nonzero().squeeze(1)
-                yield self.w(k), self.w(l), weighted_gram(self.X, curvature[:, l], samples)
+        pairs = torch.triu_indices(self.m, self.m, device=self.X.device)
+        for chunk in _ranges(0, pairs.shape[1], self.N):
+            curvature = self._curvature(*pairs[:, chunk]).div_(self.N).to(self.X.dtype)
+            for (k, l), weights in zip(pairs[:, chunk].T.tolist(), curvature.T, strict=True):
+                both = (self.active[:, k] & self.active[:, l]).nonzero().squeeze(1)
+                yield self.w(k), self.w(l), weighted_gram(self.X, weights, both)
 
     def _wv_pieces(self) -> Iterator[Piece]:
         """Rows w_k and columns v_{1l}, ..., v_{Cl} of H_wv for all k and l, shape (d, C)."""
@@ -676,15 +683,19 @@ class HiddenLayerHessian:
         for k in range(self.m):
             sheets = self.X.new_zeros(self.m, self.d, self.C)
             for samples in self.active[:, k].nonzero().squeeze(1).split(_SAMPLES):
-                X, S = self.X[samples], self._S[samples] / self.N
-                sheets[k].addmm_(X.T, self._residual(samples).div_(self.N).to(X.dtype))
-                if self.loss == "MSE":
+                X, S = self.X.index_select(0, samples), self._S.index_select(0, samples) / self.N
+                residual = self._residual.index_select(0, samples).div_(self.N)
+                if self.loss == "MSE":  # A_n v_k is 2 v_k for every sample
                     sheets.addcmul_((S.T @ X)[:, :, None], self.V[:, k].to(X.dtype), value=2)
+                    sheets[k].addmm_(X.T, residual)
                     continue
-                response = self._response(k, samples).to(X.dtype)
+                response = self._response(k, samples)
                 for l in range(self.m):
-                    both = S[:, l].nonzero().squeeze(1)
-                    sheets[l].addmm_(X[both].T, response[both].mul_(S[both, l, None]))
+                    both = self.active[samples, l].nonzero().squeeze(1)
+                    factor = response.index_select(0, both).mul_(S[both, l, None])
+                    if l == k:
+                        factor += residual
+                    sheets[l].addmm_(X.index_select(0, both).T, factor)
             yield from ((k, l, sheets[l]) for l in range(self.m))
 
     def matrix(self, out: Tensor | None = None) -> Float[Tensor, "P P"]:
@@ -746,11 +757,12 @@ class HiddenLayerHessian:
     def _ww_tile(self, rows: Tensor, columns: Tensor) -> Tensor:
         (k_of, a), (l_of, b) = _divmod(rows, self.d), _divmod(columns, self.d)
         tile = self.X.new_empty(len(rows), len(columns))
-        for k in k_of.unique().tolist():
-            r, curvature = (k_of == k).nonzero().squeeze(1), self._curvature(k).div_(self.N).to(self.X.dtype)
-            for l in l_of.unique().tolist():
+        for k in k_of.unique():
+            r = (k_of == k).nonzero().squeeze(1)
+            for l in l_of.unique():
                 s = (l_of == l).nonzero().squeeze(1)
-                tile[r[:, None], s] = (self.X[:, a[r]] * curvature[:, l, None]).T @ self.X[:, b[s]]
+                weights = self._curvature(k[None], l[None]).div_(self.N).to(self.X.dtype)
+                tile[r[:, None], s] = (self.X[:, a[r]] * weights).T @ self.X[:, b[s]]
         return tile
 
     def _wv_tile(self, rows: Tensor, columns: Tensor) -> Tensor:
@@ -759,9 +771,10 @@ class HiddenLayerHessian:
         for k in k_of.unique().tolist():
             r = (k_of == k).nonzero().squeeze(1)
             for samples in self.active[:, k].nonzero().squeeze(1).split(_SAMPLES):
-                factor = self._response(k, samples)[:, j] * self._S[samples][:, l]
-                factor += self._residual(samples)[:, j] * (l == k)
-                tile[r] += self.X[samples][:, a[r]].T @ factor.div_(self.N).to(self.X.dtype)
+                response = 2 * self.V[:, k].to(self.X.dtype) if self.loss == "MSE" else self._response(k, samples)
+                factor = response[..., j] * self._S.index_select(0, samples)[:, l]
+                factor += self._residual.index_select(0, samples)[:, j] * (l == k)
+                tile[r] += self.X.index_select(0, samples)[:, a[r]].T @ factor.div_(self.N)
         return tile
 
     # Norms and images .........................................................................................
@@ -773,7 +786,8 @@ class HiddenLayerHessian:
         if part != "ww":
             raise ValueError(f"part must be 'ww' or 'vv', got {part!r}")
         k, l = torch.triu_indices(self.m, self.m, device=self.X.device)
-        weights = torch.cat([self._curvature(k)[:, k:].to(self.X.dtype) for k in range(self.m)], dim=1)
+        chunks = _ranges(0, len(k), self.N)
+        weights = torch.cat([self._curvature(k[pairs], l[pairs]).to(self.X.dtype) for pairs in chunks], dim=1)
         norms = self.X.new_empty(self.m, self.m)
         norms[k, l] = norms[l, k] = weighted_block_norms(self.X, weights)
         return norms

@@ -96,12 +96,16 @@ class HiddenNorms:
         H_{w_i w_i} and H_{w_i w_j} under CE, (14), averaged over the m neurons and their m(m-1) pairs.
     mse_ii, mse_ij : Tensor, shape (K,)
         The same under MSE, (8).
+    mask_ii, mask_ij : Tensor, shape ()
+        Of these, the part that has no V: the matrices L_ii and L_ij of Section 7.2.2.
     """
 
     ce_ii: Tensor
     ce_ij: Tensor
     mse_ii: Tensor
     mse_ij: Tensor
+    mask_ii: Tensor
+    mask_ij: Tensor
 
 
 def hidden_block_norms(
@@ -150,7 +154,5 @@ def hidden_block_norms(
                 covariance = sums[:, m + 1 :] / sums[:, :1] - mean[:, rows] * mean[:, columns]
                 ce.append(weighted_gram_norms(gram, covariance * both))
                 mse.append(inner**2 * mask_norms)
-        ce, mse = torch.stack(ce), torch.stack(mse)
-        yield HiddenNorms(
-            ce[:, diagonal].mean(1), ce[:, ~diagonal].mean(1), mse[:, diagonal].mean(1), mse[:, ~diagonal].mean(1)
-        )
+        norms = (torch.stack(ce), torch.stack(mse), mask_norms)
+        yield HiddenNorms(*(x[..., which].mean(-1) for x in norms for which in (diagonal, ~diagonal)))

@@ -263,17 +263,19 @@ def u_ij(gamma: float, C: int, m: int) -> float:
 def quadrant_moment(k: int, rho: float) -> float:
     r"""Integral of :math:`(xy)^k e^{\rho xy}` over the positive quadrant under the standard Gaussian, k = 0, 1, 2.
 
-    :math:`J_0 = (1/4 + \arcsin(\rho)/2\pi)/\sqrt{1-\rho^2}` is the orthant probability of two Gaussians with
-    correlation ρ, and :math:`J_{k+1} = dJ_k/d\rho`. In (67), :math:`a_{11} = J_1(1/m)`, :math:`a_{12} = J_2(1/m)`,
+    :math:`J_0 = (1/4 + \arcsin(\rho)/2\pi)/\sqrt{1-\rho^2}`, the orthant probability of two Gaussians with
+    correlation ρ over :math:`\sqrt{1-\rho^2}`, and :math:`J_{k+1} = dJ_k/d\rho`. In (67), :math:`a_{11} = J_1(1/m)`,
+    :math:`a_{12} = J_2(1/m)`,
     :math:`a_{21} = J_1(2/m)` and :math:`a_{22} = J_2(2/m)`.
 
     Raises
     ------
     ValueError
-        If |rho| >= 1, where the integral diverges: for 2/m already at m = 2, which the paper allows.
+        If rho >= 1, where the integral diverges: for ρ = 2/m already at m = 2, where (67) calls it finite, or if
+        rho <= -1, where the formula does not hold.
     """
     if not -1 < rho < 1:
-        raise ValueError(f"the integral diverges at rho = {rho:g}: m must exceed 1/|rho| times the number of neurons")
+        raise ValueError(f"the integral diverges at rho = {rho:g}: with rho = k/m, m must exceed k")
     s = 1 - rho**2
     theta = 0.25 + math.asin(rho) / (2 * math.pi)
     if k == 0:
@@ -303,7 +305,7 @@ def h_ij_limit_printed(gamma: float, m: int) -> float:
 
 
 def h_ij_limit(gamma: float, m: int) -> float:
-    r"""Limit of C h_ij: (30) plus the term that E over V leaves behind.
+    r"""Limit of C h_ij: (30) plus the term that E over V leaves behind, by the delta method.
 
     Given z and z', the delta method gives :math:`C\,E[\eta\eta'] \to
     e^{s\cdot s'/m} \prod_{i=1,2} 1(z_i, z_i' > 0)\,(1/m + s_i s_i'/m^2)` with s = σ(z). At z' = z this is (95). Its
@@ -366,31 +368,38 @@ def sampled_limits(m: int, draws: int, generator: torch.Generator) -> LimitSampl
     r"""Sample the expectations at C = ∞ themselves, where no bias of order 1/C can hide or feign an error.
 
     At C = ∞ the softmax weights given z are the tilted law :math:`v \sim N(\sigma(z)/m, I/m)`, so that only z and an
-    independent z' are left to draw. Coordinate pairs (z_k, z'_k) are drawn with correlation 1/m and reweighted to
-    independence, which keeps the variance of every integrand finite for m >= 4.
+    independent z' are left to draw. Coordinate pairs (z_k, z'_k) come from an even mixture of independence and of the
+    Gaussian whose density is proportional to :math:`e^{\rho z z'}` times the independent one, ρ = 2/m, and are
+    reweighted to independence: weights and exponentials stay bounded together, and all moments are finite.
 
     Raises
     ------
     ValueError
-        If m < 4.
+        If m < 3, where (33) is infinite.
     """
-    if m < 4:
-        raise ValueError(f"m must be at least 4 for a finite variance, got {m}")
-    r = 1 / m
+    if m < 3:
+        raise ValueError(f"m must be at least 3 for finite limits, got {m}")
+    rho = 2 / m
     z = torch.randn(draws, m, generator=generator, dtype=torch.float64)
-    y = r * z + math.sqrt(1 - r**2) * torch.randn(draws, m, generator=generator, dtype=torch.float64)
-    log_weight = ((r**2 * (z**2 + y**2) - 2 * r * z * y) / (2 * (1 - r**2))).sum(1) + m / 2 * math.log(1 - r**2)
+    y = torch.randn(draws, m, generator=generator, dtype=torch.float64)
+    tilted = torch.rand(draws, m, generator=generator, dtype=torch.float64) < 0.5
+    y = torch.where(tilted, rho * z + math.sqrt(1 - rho**2) * y, y)
+    scale = torch.where(tilted, 1 / math.sqrt(1 - rho**2), 1.0)
+    z, y = scale * z, scale * y
+    log_weight = -torch.log((1 + math.sqrt(1 - rho**2) * torch.exp(rho * z * y)) / 2).sum(1)
     s, t = z.clamp(min=0), y.clamp(min=0)
     overlap = (s * t).sum(1)
     pair = torch.exp(overlap / m + log_weight)
     both = (z > 0) & (y > 0)
     # At z' = z, (95), one vector is enough; drawn with variance 1/(1 - 2/m) its weight cancels the growing exponential.
-    wide = z / math.sqrt(1 - 2 / m)
+    wide = torch.randn(draws, m, generator=generator, dtype=torch.float64)
+    first_positive = (wide[:, 0] > 0).to(wide.dtype)
+    wide = wide / math.sqrt(1 - 2 / m)
     s_wide = wide.clamp(min=0)
     own = torch.exp((s_wide**2 - wide**2).sum(1) / m) * (1 - 2 / m) ** (-m / 2)
     own = own * ((wide > 0) * (1 / m + s_wide**2 / m**2))[:, :2].prod(1)
     return LimitSamples(
-        xi_squared=(z[:, 0] > 0).to(z.dtype) / m**2,
+        xi_squared=first_positive / m**2,
         xi_pair=torch.exp(log_weight) * both[:, 0] / m**2,
         eta_squared=own,
         eta_pair=pair * (both * (1 / m + s * t / m**2))[:, :2].prod(1),
