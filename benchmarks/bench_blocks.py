@@ -1,8 +1,9 @@
 """Exact Hessians in closed form beside torch.func, curvlinops and a loop of Hessian-vector products, in one run.
 
-Run with ``python benchmarks/bench_blocks.py``; about two minutes on two idle cores. Every measurement takes turns with a
-product of two float32 matrices (sgemm), so that what else the machine does falls on both, and the smallest time of
-each counts. The last column is the time that the same work would take where sgemm does 350 GFLOP/s.
+Run with ``python benchmarks/bench_blocks.py``; about three minutes on two idle cores. Every measurement takes turns
+with a product of two float32 matrices (sgemm), so that what else the machine does falls on both, and the smallest
+time of each counts. The last column is the time that the same work would take where sgemm does 350 GFLOP/s. On a
+machine that is busy all the time, ``--threads 1 --cpu-time`` counts the processor's time instead of the wall's.
 
 At the full size the peers compute some columns of the matrix, and their time is scaled to all of them: each column
 costs them the same. ``--full`` computes all columns. torch.func.hessian has no columns to leave out and would need
@@ -11,7 +12,6 @@ several times 80 GB there, so that it takes part at the reduced size only.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -134,11 +134,14 @@ PEERS = {
 # Measurement -------------------------------------------------------------------------------------------------------
 
 
+clock = time.perf_counter
+
+
 def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+    """Time of one call."""
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def beside_sgemm(run: Callable[[], object], rounds: int) -> tuple[float, float]:
@@ -158,6 +161,12 @@ def peak_memory(what: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def high_water() -> int:
+    """Largest resident memory of this process so far, in bytes; Linux."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 2**10
+
+
 def print_peak_memory(what: str) -> None:
     """Print the high-water mark of this process less what it was before and less the result."""
     if what == "image":
@@ -165,10 +174,9 @@ def print_peak_memory(what: str) -> None:
     else:
         model, run = hidden_model(**FULL, loss=what), fresh_matrix
     torch.mm(torch.ones(500, 500), torch.ones(500, 500))  # the product's own library
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     result = run(model)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) / 2**10 - result.nbytes / 2**20)
+    print((high_water() - before - result.nbytes) / 2**20)
 
 
 def measure_ours(rounds: int) -> list[dict]:
@@ -224,9 +232,9 @@ def measure_peers(size: dict, rounds: int, columns: int | None) -> list[dict]:
         if peer is by_torch_func and size is FULL:
             continue
         peer(H, CHUNK)  # warm up
-        start = time.perf_counter()
+        start = clock()
         computed = peer(H, measured)
-        time_taken = (time.perf_counter() - start) * H.order / (H.order if peer is by_torch_func else measured)
+        time_taken = (clock() - start) * H.order / (H.order if peer is by_torch_func else measured)
         ours = min(ours, seconds(partial(fresh_matrix, H)))
         error = ((computed - matrix[: len(computed)]).norm() / computed.norm()).item()
         results.append({"peer": name, "size": size, "seconds": time_taken, "columns": measured, "difference": error})
@@ -241,14 +249,19 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=64, help="columns the peers compute at the full size")
     parser.add_argument("--full", action="store_true", help="the peers compute all columns at the full size")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu-time", action="store_true", help="count the time of the processor; with one thread")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--memory-of", choices=["CE", "MSE", "image"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.cpu_time:
+        global clock
+        clock = time.process_time
     if options.memory_of:
         print_peak_memory(options.memory_of)
         return
-    print(f"float32, {options.threads} threads, torch {torch.__version__}")
+    kind = "processor's time" if options.cpu_time else "wall time"
+    print(f"float32, {options.threads} threads, {kind}, torch {torch.__version__}")
     results = {
         "ours": measure_ours(options.rounds),
         "reduced": measure_peers(REDUCED, options.rounds, None),

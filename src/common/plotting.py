@@ -121,8 +121,7 @@ def scaling_axes(ax: Axes, xlabel: str, ylabel: str, *, log_y: bool = True) -> N
     ax.set_xscale("log")
     if log_y:
         ax.set_yscale("log")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_minor_formatter(mpl.ticker.NullFormatter())
+    ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(True, which="major", lw=0.3, alpha=0.6)
 

@@ -35,7 +35,7 @@ What belongs to one sample (:math:`p_n, A_n v_{\cdot k}, \dots`) is computed in 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -142,13 +142,19 @@ def weighted_block_norms(X: Float[Tensor, "N d"], weights: Float[Tensor, "N B"])
     Tensor, shape (B,)
         In the precision of X.
     """
+    return _block_norms(X, weights.shape[1])(weights)
+
+
+def _block_norms(X: Tensor, count: int) -> Callable[[Tensor], Tensor]:
+    """:func:`weighted_block_norms` of any weights, prepared for this many blocks."""
     N, d = X.shape
-    weights = weights.to(X.dtype)
     if KhatriRao.fits(N, d) and d * (d + 1) // 2 <= N:
-        return KhatriRao(X).squared_norms(weights) / N**2
-    if N * N <= _GRAM and N * (d + weights.shape[1]) < d * d * weights.shape[1]:
-        return weighted_gram_norms(squared_gram(X), weights)
-    return torch.stack([weighted_gram(X, column).square_().sum() for column in weights.T]) / N**2
+        products = KhatriRao(X)
+        return lambda weights: products.squared_norms(weights.to(X.dtype)) / N**2
+    if N * N <= _GRAM and N * (d + count) < d * d * count:
+        K2 = squared_gram(X)
+        return lambda weights: weighted_gram_norms(K2, weights.to(X.dtype))
+    return lambda weights: torch.stack([weighted_gram(X, column).square_().sum() for column in weights.T]) / N**2
 
 
 class KhatriRao:
@@ -469,13 +475,11 @@ class LinearHessian:
             for k, l, sheet in self._sheets():
                 norms += sheet.square_().mul_(1 if k == l else 2)
             return norms
-        norms.diagonal().copy_(self._own_norms())
+        norms_of = _block_norms(self.X, self.C * (self.C + 1) // 2)
+        norms.diagonal().copy_(norms_of(self._own))
         for i, classes, weights in self._strips():
-            norms[i, classes] = norms[classes, i] = weighted_block_norms(self.X, weights * self.N)
+            norms[i, classes] = norms[classes, i] = norms_of(weights.mul_(self.N))
         return norms
-
-    def _own_norms(self) -> Tensor:
-        return weighted_block_norms(self.X, self._own)
 
     def mean_squared_norms(self) -> MeanNorms:
         r"""Mean squared Frobenius norm of the diagonal blocks, and of the off-diagonal ones in closed form.
@@ -492,7 +496,9 @@ class LinearHessian:
                 K2 = (self.X[n] @ self.X.T).double().square_()
                 overlap = (self.p[n] @ self.p.T).square_() - self.p[n].square() @ self.p.T.square()
                 total += torch.sum(K2 * overlap).item()
-            return MeanNorms(self._own_norms().double().mean().item(), total / N**2 / (C * (C - 1)))
+            return MeanNorms(
+                weighted_block_norms(self.X, self._own).double().mean().item(), total / N**2 / (C * (C - 1))
+            )
         return _mean_norms(self.squared_norms())
 
     def image(self, pixels: int = 1000, pool: Pool = "mean") -> Float[Tensor, "pixels pixels"]:
