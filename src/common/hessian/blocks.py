@@ -394,7 +394,7 @@ class LinearHessian:
     @property
     def _few_features(self) -> bool:
         """Whether sheets, one for each pair of features, serve better than blocks, one for each pair of classes."""
-        return 8 * self.d <= self.C
+        return self.d <= min(16, self.C / 8)
 
     def _grams(self, khatri_rao: KhatriRao | None, weights: Tensor) -> Tensor:
         if khatri_rao is not None:
