@@ -130,8 +130,8 @@ class _FullBatch:
     def cross_entropy(self) -> Tensor:
         """ℓ_CE of (13), a scalar, and its gradient into ``gradient``.
 
-        From N ∇_W, F P and the normalizers s, the row sums of E = 2^(logits log₂e − shift). The logits are exponentiated
-        as they are; only in a chunk where they might be so large that this costs digits is the largest of each sample
+        From N ∇_W, F P and the normalizers s, the row sums of E = 2^(logits log₂e − shift). The logits are taken as
+        they are; only in a chunk where they might be so large that this costs digits is the largest of each sample
         subtracted first. torch's vectorized 2^z is three times as fast as its exp. P = E/s is never formed: s divides
         the m columns on either side of it instead of the C of E.
         """
