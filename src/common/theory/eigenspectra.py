@@ -491,10 +491,11 @@ class Eigenspectrum:
         delta = self._iterate(_sum_over(self.law), lifted, delta, tolerance=1e-3, steps=20)[0]
         residual, kappa = np.empty(len(flat)), np.empty_like(flat)
         smeared = self._unresolved(delta)
-        for which, sum_over in ((~smeared, _sum_over(self.law)), (smeared, _smeared_sum_over(self.law))):
+        exact = (~smeared, _sum_over(self.law), 1e-13)
+        for which, sum_over, tolerance in (exact, (smeared, _smeared_sum_over(self.law), 1e-9)):
             if which.any():
                 start = delta[which]
-                delta[which], residual[which] = self._iterate(sum_over, flat[which], start, tolerance=1e-13, steps=200)
+                delta[which], residual[which] = self._iterate(sum_over, flat[which], start, tolerance, steps=200)
                 kappa[which] = sum_over(delta[which])[0]
         if residual.size and not residual.max() <= 1e-8:
             worst = int(residual.argmax())
