@@ -1,0 +1,137 @@
+"""The Matrix Dyson Equation, (9) of Li, for a random matrix given by samples.
+
+For symmetric H with mean A and S[R] = E[(H − A) R (H − A)], the resolvent (H − z)⁻¹ is close to the one solution of
+
+    1 + (z − A + S[M]) M = 0,     Im M > 0,     Im z > 0,
+
+if N is large and the entries of H are weakly correlated, and then Im tr M(x + iη)/(πN) is the density of eigenvalues,
+smoothed by a Cauchy law of width η. It is solved by M ← (M − (z − A + S[M])⁻¹)/2 (Helton, Rashidi Far and Speicher,
+2007), which maps the matrices of positive imaginary part into themselves and converges from anywhere there.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Complex, Float
+
+
+class ConvergenceError(ArithmeticError):
+    """The iteration did not reach its tolerance; the message has the residual."""
+
+
+@dataclass(frozen=True)
+class DysonEquation:
+    """The equation of a random matrix of dimension N.
+
+    Attributes
+    ----------
+    mean
+        A, (N, N).
+    covariance
+        S as a matrix that acts on R written row by row, (N², N²): N² numbers squared, so N of a few dozens.
+    """
+
+    mean: Float[np.ndarray, "N N"]
+    covariance: Float[np.ndarray, "N2 N2"]
+
+    @classmethod
+    def of_samples(cls, H: Float[np.ndarray, "n N N"]) -> "DysonEquation":
+        """The equation with the sample mean and the unbiased sample covariance of symmetric matrices.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two samples or they are not square.
+        """
+        if H.ndim != 3 or len(H) < 2 or H.shape[1] != H.shape[2]:
+            raise ValueError(f"at least two square matrices are needed, got an array of shape {H.shape}")
+        n, N, _ = H.shape
+        A = H.mean(0)
+        W = (H - A).reshape(n, N * N)
+        pairs = (W.T @ W / (n - 1)).reshape(N, N, N, N)  # E[W_ik W_lj] at [i, k, l, j]
+        return cls(A, np.ascontiguousarray(pairs.transpose(0, 3, 1, 2)).reshape(N * N, N * N))
+
+    @property
+    def dimension(self) -> int:
+        """N."""
+        return len(self.mean)
+
+    def apply(self, R: np.ndarray) -> np.ndarray:
+        """S[R] for one matrix or a stack of them, (..., N, N), real or complex."""
+        flat = R.reshape(-1, self.dimension**2)
+        if np.iscomplexobj(R):
+            image = flat.real @ self.covariance.T + 1j * (flat.imag @ self.covariance.T)
+        else:
+            image = flat @ self.covariance.T
+        return image.reshape(R.shape)
+
+    def solve(
+        self, z: Complex[np.ndarray, " K"], *, tolerance: float = 1e-8, iterations: int = 20_000
+    ) -> Complex[np.ndarray, "K N N"]:
+        """M(z) at several z above the real axis.
+
+        Raises
+        ------
+        ValueError
+            If some z is not above the real axis.
+        ConvergenceError
+            If an iteration has not converged; close to the axis, at an edge, it may take long.
+        """
+        z = np.atleast_1d(np.asarray(z, dtype=complex))
+        if not (z.imag > 0).all():
+            raise ValueError("z must lie above the real axis")
+        identity = np.eye(self.dimension)
+        M = -identity / z[:, None, None]
+        todo = np.arange(len(z))
+        change = np.inf
+        for _ in range(iterations):
+            new = -np.linalg.inv(z[todo, None, None] * identity - self.mean + self.apply(M[todo]))
+            moved = np.abs(new - M[todo]).max((1, 2)) / np.abs(new).max((1, 2))
+            M[todo] = (M[todo] + new) / 2
+            todo, change = todo[moved > tolerance], moved.max()
+            if len(todo) == 0:
+                return M
+        raise ConvergenceError(f"{len(todo)} of {len(z)} points did not converge: relative change {change:.1e}")
+
+    def density(self, x: Float[np.ndarray, " K"], eta: float) -> Float[np.ndarray, " K"]:
+        """Im tr M(x + iη)/(πN)."""
+        return np.trace(self.solve(np.asarray(x) + 1j * eta), axis1=1, axis2=2).imag / (np.pi * self.dimension)
+
+    def gaussian_samples(self, n: int, rng: np.random.Generator) -> Float[np.ndarray, "n N N"]:
+        """Symmetric Gaussian matrices with this mean and covariance."""
+        N = self.dimension
+        pairs = self.covariance.reshape(N, N, N, N).transpose(0, 2, 3, 1)  # back to [i, k, l, j]
+        i, k = np.triu_indices(N)
+        values, vectors = np.linalg.eigh(pairs[i, k][:, i, k])
+        entries = rng.standard_normal((n, len(values))) @ (np.sqrt(np.maximum(values, 0)) * vectors).T
+        H = np.zeros((n, N, N))
+        H[:, i, k] = H[:, k, i] = entries
+        return H + self.mean
+
+    def comparability(self, *, starts: int, rng: np.random.Generator) -> tuple[float, float]:
+        """The constants c and C of Condition 4.5, as far as random starts and the unit vectors find them.
+
+        c N⁻¹ tr T ≤ S[T] ≤ C N⁻¹ tr T for all positive T holds as soon as it holds for T = t tᵀ: the constants are N
+        times the least and the greatest of uᵀS[t tᵀ]u over unit vectors u and t. Alternating between u and t lowers
+        (or raises) it in every step. The true c is at most the one returned, the true C at least.
+        """
+        N = self.dimension
+        extremes = []
+        for pick in (0, -1):
+            found = []
+            for t in (*np.eye(N), *rng.standard_normal((starts, N))):
+                t = t / np.linalg.norm(t)
+                for _ in range(50):
+                    values, vectors = np.linalg.eigh(self.apply(np.outer(t, t)))
+                    t = vectors[:, pick]
+                found.append(N * values[pick])
+            extremes.append(min(found) if pick == 0 else max(found))
+        return max(extremes[0], 0.0), extremes[1]
+
+
+def smoothed_density(
+    eigenvalues: Float[np.ndarray, " n"], x: Float[np.ndarray, " K"], eta: float
+) -> Float[np.ndarray, " K"]:
+    """Density of eigenvalues at x after smoothing by a Cauchy law of width η, as :meth:`DysonEquation.density` is."""
+    values = np.asarray(eigenvalues).ravel()
+    return np.array([np.mean(eta / ((values - at) ** 2 + eta**2)) / np.pi for at in np.asarray(x)])
