@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from oracles import formed_hessian
 from torch import nn
 
 from common.convnets import BatchStandardize, initialize, perceptron
 from common.cumulants import count_cumulants, expected_null_count, hessian_samples, normalized
+from common.hessian.spectrum import formed_hessian
 
 
 def small_lenet():

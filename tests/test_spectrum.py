@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from oracles import formed_hessian
 from scipy import stats
 
 from common.convnets import initialize, perceptron
@@ -12,6 +11,7 @@ from common.hessian.spectrum import (
     LanczosMeasures,
     TridiagonalGOE,
     ZeroOperator,
+    formed_hessian,
     hinge_hessian,
     lanczos_measures,
 )  # fmt: skip

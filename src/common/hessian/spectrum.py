@@ -113,6 +113,18 @@ def hinge_hessian(network: nn.Module, x: Tensor, y: Tensor, *, batch_size: int =
     return _Scaled(operator, len(y) / n)
 
 
+def formed_hessian(network: nn.Module, x: Tensor, y: Tensor) -> Float[Tensor, "P P"]:
+    """The whole Hessian of the mean hinge loss, by torch.func.hessian: for networks of some hundred parameters."""
+    names, shapes, sizes = zip(*((n, p.shape, p.numel()) for n, p in network.named_parameters()), strict=True)
+    loss = HingeLoss()
+
+    def risk(theta: Tensor) -> Tensor:
+        parts = {n: t.view(s) for n, t, s in zip(names, theta.split(sizes), shapes, strict=True)}
+        return loss(torch.func.functional_call(network, parts, (x,)), y)
+
+    return torch.func.hessian(risk)(nn.utils.parameters_to_vector(network.parameters()).detach())
+
+
 @dataclass(frozen=True)
 class LanczosMeasures:
     """One discrete measure for each start vector.
@@ -145,11 +157,11 @@ class LanczosMeasures:
 
         0 for a symmetric measure, 1 for one on one side of zero.
         """
-        return np.array([_asymmetry(*pair) for pair in zip(self.nodes.numpy(), self.weights.numpy(), strict=True)])
+        return np.array([asymmetry(*pair) for pair in zip(self.nodes.numpy(), self.weights.numpy(), strict=True)])
 
     def pooled_asymmetry(self) -> float:
         """The same for the mean of all measures, which has less noise to be asymmetric by."""
-        return _asymmetry(self.nodes.numpy().ravel(), self.weights.numpy().ravel() / len(self.nodes))
+        return asymmetry(self.nodes.numpy().ravel(), self.weights.numpy().ravel() / len(self.nodes))
 
     def negative_share(self, floor: float) -> Float[np.ndarray, " R"]:
         """Share of λ < −``floor`` in the weight of |λ| > ``floor``; 1/2 where nothing is so large."""
@@ -174,8 +186,8 @@ class LanczosMeasures:
         return curves[0][0].numpy(), torch.stack([density for _, density in curves]).mean(0).numpy()
 
 
-def _asymmetry(nodes: np.ndarray, weights: np.ndarray) -> float:
-    """∫|F(x) − F̃(x)| dx / (2 ∫|x| dF), F̃ the mirror image of F."""
+def asymmetry(nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"]) -> float:
+    """∫|F(x) − F̃(x)| dx / (2 ∫|x| dF) of a discrete measure F, F̃ its mirror image: 0 if symmetric, at most 1."""
     size = np.abs(nodes) @ weights
     if size == 0:
         return 0.0

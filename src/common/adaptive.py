@@ -1,0 +1,251 @@
+"""The two trainings of Li, App G, their spectra and their cumulant counts, each made once and kept.
+
+Notebooks call the functions. What takes long at the paper's scale can be made beforehand on a machine with a GPU and
+without Jupyter, piece by piece,
+
+    python -m common.adaptive fig01_landscape --scale paper --minutes 9
+
+and again until it says that all is made. Every piece lies in the cache (``HESSIAN_CACHE``), where the notebook finds
+it, and a training goes on from its last checkpoint.
+"""
+
+import argparse
+import math
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
+
+from common import convnets, cumulants, paths, sgd
+from common.convnets import initialize, lenet, vgg
+from common.cumulants import hessian_samples
+from common.data import binary
+from common.data.binary import BinaryData, shift_and_flip, zero_against_rest
+from common.hessian import spectrum
+from common.hessian.spectrum import BipartitePart, LanczosMeasures, hinge_hessian, lanczos_measures
+from common.provenance import resolve_parameters
+from common.sgd import SGDResult, train_sgd
+from common.zoo import cached
+
+#: Thresholds of Table 2, and N_b of each order.
+THRESHOLDS = {2: 0.4, 3: 0.4, 4: 1.0}
+SUBMATRIX = {2: 100, 3: 10, 4: 10}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What App G says of one training; epochs as shares of all of them, so that a shorter one has the same shape."""
+
+    data: str
+    build: Callable[[float], nn.Sequential]
+    initialization: tuple[str, float]
+    lr: float
+    decay: dict[float, float]
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None
+
+
+RECIPES = {
+    "LeNet": Recipe("MNIST", lambda width: lenet(), ("uniform", 1.0), 0.01, {0.6: 0.001}, None),
+    "VGG": Recipe(
+        "CIFAR-10", lambda width: vgg(width=width), ("normal", 1e-4), 0.05, {2 / 3: 0.005, 5 / 6: 0.0005},
+        shift_and_flip,
+    ),
+}
+BATCH_SIZE, MOMENTUM = 64, 0.9
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network, its data and its training; :meth:`at` puts the network where it was after an epoch."""
+
+    name: str
+    network: nn.Sequential
+    train: BinaryData
+    test: BinaryData
+    result: SGDResult
+
+    def at(self, epoch: int) -> nn.Sequential:
+        """The network with the parameters kept after an epoch, dropout off."""
+        place = self.result.epochs.tolist().index(epoch)
+        parameters = self.result.parameters[place].to(self.train.x.device)
+        vector_to_parameters(parameters.clone(), self.network.parameters())
+        return self.network.eval()
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def trained(
+    name: str, *, epochs: int, keep: Sequence[int], seed: int, samples: int | None = None, width: float = 1.0,
+    progress: bool = True,
+) -> Trained:  # fmt: skip
+    """Train the LeNet of G.2 or the VGG of G.3, or read the training from the cache.
+
+    Parameters
+    ----------
+    name
+        ``"LeNet"`` or ``"VGG"``.
+    epochs, keep
+        Length, and the epochs after which the parameters are kept.
+    samples
+        Training images; None for all.
+    width
+        Factor of the VGG's numbers of channels.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or something does not fit.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown network {name!r}; known are {', '.join(RECIPES)}")
+    recipe, device = RECIPES[name], default_device()
+    train, test = (
+        zero_against_rest(recipe.data, split=split, seed=seed, samples=samples if split == "train" else None).to(device)
+        for split in ("train", "test")
+    )
+    network = recipe.build(width).to(device)
+    initialize(network, recipe.initialization[0], torch.Generator().manual_seed(seed), scale=recipe.initialization[1])
+    settings = {
+        "epochs": epochs, "batch_size": BATCH_SIZE, "lr": recipe.lr, "momentum": MOMENTUM, "keep": sorted(keep),
+        "decay": {math.ceil(share * epochs): rate for share, rate in recipe.decay.items()}, "seed": seed,
+    }  # fmt: skip
+    key = {
+        "network": name, "width": width, "x": train.x, "y": train.y, "test": test.y,
+        **settings, "decay": sorted(settings["decay"].items()),
+    }  # fmt: skip
+    kept = cached(
+        "li_training", key, code=[sgd, convnets, binary],
+        make=lambda checkpoint: vars(train_sgd(
+            network, train, test, **settings, augment=recipe.augment, progress=name * progress, checkpoint=checkpoint,
+        )),
+    )  # fmt: skip
+    return Trained(name, network, train, test, SGDResult(**kept))
+
+
+def _kept(kind: str, at: Trained, epoch: int, settings: dict, code: list[ModuleType], make: Callable) -> dict:
+    theta = at.result.parameters[at.result.epochs.tolist().index(epoch)]
+    key = {"network": at.name, "theta": theta, **settings}
+    return cached(kind, key, make, code=[convnets, sgd, *code])
+
+
+def spectra(
+    at: Trained, epoch: int, *, samples: int, iterations: int, starts: int, seed: int
+) -> tuple[LanczosMeasures, LanczosMeasures]:
+    """Lanczos measures of the Hessian on the first training images, and of its bipartite part, by the same starts."""
+    x, y = at.train.x[:samples], at.train.y[:samples]
+
+    def make(checkpoint: object) -> dict[str, Tensor]:
+        network = at.at(epoch)
+        whole = hinge_hessian(network, x, y)
+        parts = {"whole": whole, "bipartite": BipartitePart(whole, network)}
+        if isinstance(whole, spectrum.ZeroOperator):
+            parts["bipartite"] = whole
+        found = {k: lanczos_measures(v, iterations=iterations, starts=starts, seed=seed) for k, v in parts.items()}
+        return {f"{k}_{f}": getattr(v, f) for k, v in found.items() for f in ("nodes", "weights")}
+
+    settings = {"x": x, "y": y, "iterations": iterations, "starts": starts, "seed": seed}
+    kept = _kept("li_spectra", at, epoch, settings, [spectrum], make)
+    return tuple(LanczosMeasures(kept[f"{k}_nodes"], kept[f"{k}_weights"]) for k in ("whole", "bipartite"))
+
+
+def submatrix_samples(at: Trained, epoch: int, *, size: int, seed: int) -> Tensor:
+    """(n, size²) entries of a random sub-matrix of the Hessians of all training batches (Algorithm 1, step 1)."""
+    count = sum(p.numel() for p in at.network.parameters())
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = (torch.randint(count, (size,), generator=generator).to(at.train.x.device) for _ in range(2))
+
+    def make(checkpoint: object) -> dict[str, Tensor]:
+        H = hessian_samples(at.at(epoch), at.train.x, at.train.y, rows, columns, batch_size=BATCH_SIZE)
+        return {"samples": H.flatten(1)}
+
+    settings = {"x": at.train.x, "y": at.train.y, "rows": rows, "columns": columns, "batch_size": BATCH_SIZE}
+    return _kept("li_entries", at, epoch, settings, [cumulants], make)["samples"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Piece by piece, without Jupyter
+
+
+def landscape(p: dict, network: str) -> tuple[Trained, dict[int, tuple[LanczosMeasures, LanczosMeasures]]]:
+    """The training and the spectra of Figure 1 b and c, by the parameters of fig01_landscape."""
+    short = network.lower()
+    at = trained(
+        network, epochs=p[f"{short}_epochs"], keep=p[f"{short}_keep"], seed=p["seed"],
+        samples=p[f"{short}_samples"] or None, width=p["vgg_width"] if network == "VGG" else 1.0,
+    )  # fmt: skip
+    chosen = {
+        epoch: spectra(
+            at, epoch, samples=p["hessian_samples"], iterations=p["iterations"], starts=p["starts"], seed=p["seed"]
+        )
+        for epoch in at.result.epochs.tolist()
+    }
+    return at, chosen
+
+
+def coupling(p: dict) -> tuple[Trained, dict[int, list[list[Tensor]]]]:
+    """The training and the entries of Figures 1 d to f and 6, by the parameters of fig01_06_coupling.
+
+    The entries by epoch, for each order 2, 3, 4 a list of B arrays (n, N_b²).
+    """
+    at = trained(
+        p["network"], epochs=p["epochs"], keep=p["keep"], seed=p["seed"], samples=p["samples"] or None, width=p["width"]
+    )
+    entries = {
+        epoch: [
+            [
+                submatrix_samples(at, epoch, size=SUBMATRIX[order], seed=p["seed"] + 1000 * order + k)
+                for k in range(p["repeats"])
+            ]
+            for order in (2, 3, 4)
+        ]
+        for epoch in at.result.epochs.tolist()
+    }
+    return at, entries
+
+
+PIECES: dict[str, Sequence[Callable[[dict], object]]] = {
+    "fig01_landscape": (lambda p: landscape(p, "LeNet"), lambda p: landscape(p, "VGG")),
+    "fig01_06_coupling": (coupling,),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make what a notebook needs; 0 when all is made, 3 when time ran out before."""
+    parser = argparse.ArgumentParser(prog="python -m common.adaptive", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("notebook", choices=sorted(PIECES))
+    parser.add_argument("--scale", choices=("quick", "laptop", "paper"), default="paper")
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so long; the next call goes on")
+    options = parser.parse_args(arguments)
+    ident = f"li_adaptive/{options.notebook}"
+    file = paths.SCALES / f"{options.scale}.yaml"
+    overrides = yaml.safe_load(file.read_text(encoding="utf-8")).get(ident, {}) if file.exists() else {}
+    parameters = resolve_parameters(paths.notebook_path(ident), overrides)
+
+    def out_of_time(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, out_of_time)
+    signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes)
+    try:
+        for piece in PIECES[options.notebook]:
+            piece(parameters)
+    except TimeoutError:
+        print(f"{ident}: {options.minutes:g} minutes are over; call again to go on")
+        return 3
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    print(f"{ident}: all is made")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
