@@ -77,6 +77,11 @@ class Trained:
         vector_to_parameters(parameters.clone(), self.network.parameters())
         return self.network.eval()
 
+    def active_share(self, epoch: int, samples: int) -> float:
+        """Share of the first training images whose loss is not zero: E|ℓ'| of the hinge loss."""
+        x, y = self.train.x[:samples], self.train.y[:samples]
+        return float((1 - y * sgd.outputs(self.at(epoch), x) > 0).float().mean())
+
 
 def default_device() -> torch.device:
     """The GPU if there is one."""
