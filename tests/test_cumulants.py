@@ -72,7 +72,7 @@ def brute_force(samples, order, threshold, convention):
     z, _ = normalized(samples, convention)
     z = z.numpy()
     n, K = z.shape
-    total = distinct = 0
+    total = unordered = distinct = 0
     for tuple_ in itertools.product(range(K), repeat=order):
         if order == 2 and tuple_[0] == tuple_[1]:
             continue
@@ -83,8 +83,9 @@ def brute_force(samples, order, threshold, convention):
             value -= second[0, 1] * second[2, 3] + second[0, 2] * second[1, 3] + second[0, 3] * second[1, 2]
         if abs(value) > threshold:
             total += 1
+            unordered += tuple_ == tuple(sorted(tuple_))
             distinct += len(set(tuple_)) == order
-    return total, distinct
+    return total, unordered, distinct
 
 
 @pytest.mark.parametrize("convention", ["pearson", "uncentred", "unit"])
@@ -95,7 +96,7 @@ def test_counts_are_those_of_all_tuples_one_by_one(order, convention):
     samples[:, 4] = 0.7
     threshold = 0.2 * order
     found = count_cumulants(samples, order, threshold, convention)
-    assert (found.exceeding, found.distinct) == brute_force(samples, order, threshold, convention)
+    assert (found.exceeding, found.unordered, found.distinct) == brute_force(samples, order, threshold, convention)
     assert (found.variables, found.constant) == (6, 1)
     assert 0 < found.exceeding
     assert found.fraction == found.exceeding / 6**order

@@ -11,6 +11,7 @@ from common.hessian.spectrum import (
     LanczosMeasures,
     TridiagonalGOE,
     ZeroOperator,
+    edge_eigenvalues,
     formed_hessian,
     hinge_hessian,
     lanczos_measures,
@@ -47,6 +48,14 @@ def test_the_measures_have_the_moments_of_the_dense_spectrum():
     negative = (eigenvalues < -1e-3).sum() / (np.abs(eigenvalues) > 1e-3).sum()
     sample = measures.negative_share(1e-3)
     assert abs(sample.mean() - negative) < 4 * stats.sem(sample) + 0.02
+
+
+def test_the_outermost_eigenvalues_are_those_of_the_dense_matrix():
+    network, x, y = problem()
+    eigenvalues = torch.linalg.eigvalsh(formed_hessian(network, x, y)).numpy()
+    lowest, highest = edge_eigenvalues(hinge_hessian(network, x, y), 4, seed=0)
+    np.testing.assert_allclose(lowest, eigenvalues[:4], rtol=1e-4)
+    np.testing.assert_allclose(highest, eigenvalues[:-5:-1], rtol=1e-4)
 
 
 def test_start_vectors_come_from_the_seed_and_nothing_else():

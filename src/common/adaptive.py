@@ -17,18 +17,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+import numpy as np
 import torch
 import yaml
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
 from common import convnets, cumulants, paths, sgd
-from common.convnets import initialize, lenet, vgg
+from common.convnets import BatchStandardize, affine_layers, initialize, lenet, vgg
 from common.cumulants import hessian_samples
 from common.data import binary
 from common.data.binary import BinaryData, shift_and_flip, zero_against_rest
 from common.hessian import spectrum
-from common.hessian.spectrum import BipartitePart, LanczosMeasures, hinge_hessian, lanczos_measures
+from common.hessian.spectrum import (
+    BipartitePart,
+    LanczosMeasures,
+    ZeroOperator,
+    edge_eigenvalues,
+    hinge_hessian,
+    lanczos_measures,
+)  # fmt: skip
 from common.provenance import resolve_parameters
 from common.sgd import SGDResult, train_sgd
 from common.zoo import cached
@@ -142,31 +151,93 @@ def _kept(kind: str, at: Trained, epoch: int, settings: dict, code: list[ModuleT
     return cached(kind, key, make, code=[convnets, sgd, *code])
 
 
-def spectra(
-    at: Trained, epoch: int, *, samples: int, iterations: int, starts: int, seed: int
-) -> tuple[LanczosMeasures, LanczosMeasures]:
-    """Lanczos measures of the Hessian on the first training images, and of its bipartite part, by the same starts."""
+@dataclass(frozen=True)
+class Spectra:
+    """What is kept of the Hessian at one epoch.
+
+    Attributes
+    ----------
+    whole
+        Lanczos measures.
+    bipartite
+        Those of the blocks between odd and even layers alone, symmetric exactly, by the same start vectors; None for a
+        network with batch norm, whose diagonal blocks do not vanish.
+    lowest, highest
+        The eigenvalues at either end, outermost first.
+    """
+
+    whole: LanczosMeasures
+    bipartite: LanczosMeasures | None
+    lowest: Float[Tensor, " k"]
+    highest: Float[Tensor, " k"]
+
+    @property
+    def edge_asymmetry(self) -> float:
+        """Σ|λ_i + λ_{−i}| / Σ(|λ_i| + |λ_{−i}|) over the outermost eigenvalues of either end."""
+        total = float((self.lowest.abs() + self.highest.abs()).sum())
+        return float((self.lowest + self.highest).abs().sum()) / total if total else 0.0
+
+
+def spectra(at: Trained, epoch: int, *, samples: int, iterations: int, starts: int, edges: int, seed: int) -> Spectra:
+    """Measures and outermost eigenvalues of the Hessian on the first training images."""
     x, y = at.train.x[:samples], at.train.y[:samples]
+    standardized = any(isinstance(m, BatchStandardize) for m in at.network.modules())
 
     def make(checkpoint: object) -> dict[str, Tensor]:
         network = at.at(epoch)
         whole = hinge_hessian(network, x, y)
-        parts = {"whole": whole, "bipartite": BipartitePart(whole, network)}
-        if isinstance(whole, spectrum.ZeroOperator):
-            parts["bipartite"] = whole
+        parts = {"whole": whole}
+        if not standardized:
+            parts["bipartite"] = whole if isinstance(whole, ZeroOperator) else BipartitePart(whole, network)
         found = {k: lanczos_measures(v, iterations=iterations, starts=starts, seed=seed) for k, v in parts.items()}
-        return {f"{k}_{f}": getattr(v, f) for k, v in found.items() for f in ("nodes", "weights")}
+        kept = {f"{k}_{f}": getattr(v, f) for k, v in found.items() for f in ("nodes", "weights")}
+        ends = edge_eigenvalues(whole, edges, seed=seed)
+        return kept | {k: torch.from_numpy(e.copy()) for k, e in zip(("lowest", "highest"), ends, strict=True)}
 
-    settings = {"x": x, "y": y, "iterations": iterations, "starts": starts, "seed": seed}
+    settings = {"x": x, "y": y, "iterations": iterations, "starts": starts, "edges": edges, "seed": seed}
     kept = _kept("li_spectra", at, epoch, settings, [spectrum], make)
-    return tuple(LanczosMeasures(kept[f"{k}_nodes"], kept[f"{k}_weights"]) for k in ("whole", "bipartite"))
+    whole, bipartite = (
+        LanczosMeasures(kept[f"{k}_nodes"], kept[f"{k}_weights"]) if f"{k}_nodes" in kept else None
+        for k in ("whole", "bipartite")
+    )
+    return Spectra(whole, bipartite, kept["lowest"], kept["highest"])
 
 
-def submatrix_samples(at: Trained, epoch: int, *, size: int, seed: int) -> Tensor:
-    """(n, size²) entries of a random sub-matrix of the Hessians of all training batches (Algorithm 1, step 1)."""
+def submatrix_samples(at: Trained, epoch: int, *, size: int, seed: int) -> Float[Tensor, "n entries"]:
+    """size² entries of a random sub-matrix of the Hessians of all n training batches (Algorithm 1, step 1)."""
     count = sum(p.numel() for p in at.network.parameters())
     generator = torch.Generator().manual_seed(seed)
-    rows, columns = (torch.randint(count, (size,), generator=generator).to(at.train.x.device) for _ in range(2))
+    return _entries(at, epoch, *(torch.randint(count, (size,), generator=generator) for _ in range(2)))
+
+
+def coupled_samples(at: Trained, epoch: int, *, rows: int, columns: int, seed: int) -> Float[Tensor, "n entries"]:
+    """Entries that (5) allows to be non-zero: rows into, columns out of one random channel of a convolution.
+
+    It is the second of the LeNet, whose channels lead to a dense layer, or the last but one of the VGG.
+    """
+    layers = affine_layers(at.network)
+    into = 1 if at.name == "LeNet" else 8
+    first, second = layers[into].weight, layers[into + 1].weight
+    starts = {id(p): int(k) for p, k in zip(at.network.parameters(), _starts(at.network), strict=True)}
+    generator = torch.Generator().manual_seed(seed)
+    channel = int(torch.randint(len(first), (1,), generator=generator))
+    places = [torch.arange(p.numel()).view(p.shape) + starts[id(p)] for p in (first, second)]
+    fan = second.shape[1] // len(first)  # positions of a channel, where a dense layer follows
+    candidates = places[0][channel].flatten(), places[1][:, channel * fan : (channel + 1) * fan].flatten()
+    chosen = [
+        some[torch.randperm(len(some), generator=generator)[:size]]
+        for some, size in zip(candidates, (rows, columns), strict=True)
+    ]
+    return _entries(at, epoch, *chosen)
+
+
+def _starts(network: nn.Module) -> np.ndarray:
+    """Places of the first entries of all parameters in the flat vector."""
+    return np.cumsum([0] + [p.numel() for p in network.parameters()])[:-1]
+
+
+def _entries(at: Trained, epoch: int, rows: Tensor, columns: Tensor) -> Tensor:
+    rows, columns = rows.to(at.train.x.device), columns.to(at.train.x.device)
 
     def make(checkpoint: object) -> dict[str, Tensor]:
         H = hessian_samples(at.at(epoch), at.train.x, at.train.y, rows, columns, batch_size=BATCH_SIZE)
@@ -180,7 +251,7 @@ def submatrix_samples(at: Trained, epoch: int, *, size: int, seed: int) -> Tenso
 # Piece by piece, without Jupyter
 
 
-def landscape(p: dict, network: str) -> tuple[Trained, dict[int, tuple[LanczosMeasures, LanczosMeasures]]]:
+def landscape(p: dict, network: str) -> tuple[Trained, dict[int, Spectra]]:
     """The training and the spectra of Figure 1 b and c, by the parameters of fig01_landscape."""
     short = network.lower()
     at = trained(
@@ -189,7 +260,8 @@ def landscape(p: dict, network: str) -> tuple[Trained, dict[int, tuple[LanczosMe
     )  # fmt: skip
     chosen = {
         epoch: spectra(
-            at, epoch, samples=p["hessian_samples"], iterations=p["iterations"], starts=p["starts"], seed=p["seed"]
+            at, epoch, samples=p["hessian_samples"], iterations=p["iterations"], starts=p["starts"], edges=p["edges"],
+            seed=p["seed"],
         )
         for epoch in at.result.epochs.tolist()
     }

@@ -269,8 +269,10 @@ class Count:
     ----------
     exceeding
         Ordered tuples whose modulus exceeds it; a pair with itself is no pair (Algorithm 3).
+    unordered
+        The same with every set of entries, some perhaps repeated, counted once.
     distinct
-        Those of them without a repeated entry.
+        Ordered tuples without a repeated entry.
     variables, constant
         Number of entries of the sub-matrix, and of those among them whose variance is zero: their statistics
         are 0/0 and count as zero.
@@ -279,6 +281,7 @@ class Count:
     """
 
     exceeding: int
+    unordered: int
     distinct: int
     variables: int
     constant: int
@@ -347,7 +350,7 @@ def count_cumulants(
         raise ValueError(f"cumulants of order 2, 3 or 4 are counted, got {order}")
     z, constant = normalized(samples, convention)
     n, K = z.shape
-    total = distinct = 0
+    total = unordered = distinct = 0
     second = z.T @ z / n if order == 4 else None
     products = (z[:, :, None] * z[:, None, :]).flatten(1) if order > 2 else None
     places = torch.arange(K, device=z.device)
@@ -356,23 +359,28 @@ def count_cumulants(
             large = (z[:, rows].T @ z / n).abs() > threshold
             large[torch.arange(len(rows), device=z.device), rows] = False
             total += int(large.sum())
-        return Count(total, total, samples.shape[1], constant, order)
-    b, c, d = torch.meshgrid(places, places, places, indexing="ij") if order == 4 else (None, None, None)
+        return Count(total, total // 2, total, samples.shape[1], constant, order)
+    if order == 4:
+        b, c, d = torch.meshgrid(places, places, places, indexing="ij")
+        all_apart, all_rising = (b != c) & (b != d) & (c != d), (b <= c) & (c <= d)
     for a in range(K):
         if order == 3:
             large = ((z[:, a] @ products / n).abs() > threshold).view(K, K)
             b2, c2 = places[:, None], places[None, :]
             apart = (b2 != a) & (c2 != a) & (b2 != c2)
+            rising = (a <= b2) & (b2 <= c2)
         else:
             fourth = ((z[:, a, None] * z).T @ products / n).view(K, K, K)
             fourth -= second[a, :, None, None] * second
             fourth -= second[a, None, :, None] * second[:, None, :]
             fourth -= second[a, None, None, :] * second[:, :, None]
             large = fourth.abs() > threshold
-            apart = (b != a) & (c != a) & (d != a) & (b != c) & (b != d) & (c != d)
+            apart = (b != a) & (c != a) & (d != a) & all_apart
+            rising = (a <= b) & all_rising
         total += int(large.sum())
+        unordered += int((large & rising).sum())
         distinct += int((large & apart).sum())
-    return Count(total, distinct, samples.shape[1], constant, order)
+    return Count(total, unordered, distinct, samples.shape[1], constant, order)
 
 
 # ---------------------------------------------------------------------------------------------------------

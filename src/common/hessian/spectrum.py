@@ -11,6 +11,7 @@ import torch
 from curvlinops import HessianLinearOperator
 from curvlinops.papyan2020traces.spectrum import fast_lanczos, lanczos_approximate_spectrum_from_iter
 from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from common.convnets import BatchStandardize
@@ -195,6 +196,34 @@ def asymmetry(nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"]) 
     order = np.argsort(places)
     difference = np.cumsum(np.concatenate([weights, -weights])[order])[:-1]
     return float(np.abs(difference) @ np.diff(places[order]) / (2 * size))
+
+
+def edge_eigenvalues(
+    operator: object, count: int, *, seed: int, tolerance: float = 1e-4
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """The ``count`` lowest eigenvalues, ascending, and the ``count`` highest, descending, by SciPy's ``eigsh``.
+
+    They belong to the matrix and have no noise of start vectors.
+
+    Parameters
+    ----------
+    tolerance
+        Relative accuracy of the eigenvalues.
+    """
+    if isinstance(operator, ZeroOperator):
+        return np.zeros(count), np.zeros(count)
+    size = operator.shape[0]
+
+    def product(v: np.ndarray) -> np.ndarray:
+        vector = torch.from_numpy(np.ascontiguousarray(v.reshape(-1))).to(operator.device, operator.dtype)
+        return (operator @ vector).cpu().numpy()
+
+    dtype = np.dtype(str(operator.dtype).removeprefix("torch."))
+    scipy_operator = LinearOperator((size, size), matvec=product, dtype=dtype)
+    start = np.random.default_rng(seed).standard_normal(size).astype(dtype)
+    values = eigsh(scipy_operator, 2 * count, which="BE", v0=start, tol=tolerance, return_eigenvectors=False)
+    values = np.sort(values.astype(float))
+    return values[:count], values[:-count - 1 : -1]
 
 
 def lanczos_measures(operator: object, *, iterations: int, starts: int, seed: int) -> LanczosMeasures:
