@@ -139,3 +139,43 @@ def test_expected_number_of_large_correlations_is_that_of_student():
 def test_counts_that_there_are_not(order, convention, n):
     with pytest.raises(ValueError, match=r"order|convention|samples"):
         count_cumulants(torch.randn(n, 3), order, 0.4, convention)
+
+
+def test_random_submatrices_estimate_the_share_in_the_full_hessian():
+    """The oracle of Algorithm 1: all entries of a formed Hessian, on many batches."""
+    generator = torch.Generator().manual_seed(3)
+    network = perceptron([4, 4, 3]).double()
+    initialize(network, "fan-in", generator, scale=2.0)
+    x = torch.randn(60 * 8, 4, generator=generator, dtype=torch.float64)
+    y = torch.sign(torch.randn(len(x), generator=generator, dtype=torch.float64))
+    formed = torch.stack([formed_hessian(network, *part) for part in zip(x.split(8), y.split(8), strict=True)])
+    count = formed.shape[1]
+    full = count_cumulants(formed.flatten(1), 2, 0.4)
+    shares = []
+    for _ in range(60):
+        rows, columns = (torch.randperm(count, generator=generator)[:8] for _ in range(2))
+        samples = hessian_samples(network, x, y, rows, columns, batch_size=8)
+        shares.append(count_cumulants(samples.flatten(1), 2, 0.4).exceeding / (64 * 63))
+    # entries that share a row or a column are more often drawn together than in the full matrix, and correlate more
+    chances = exceeding_pairs_by_place(formed, 0.4)
+    drawn = {"same row": 7 * 64, "same column": 7 * 64, "neither": 49 * 64}
+    expected = sum(chances[k] * n for k, n in drawn.items()) / (64 * 63)
+    error = np.std(shares, ddof=1) / np.sqrt(len(shares))
+    assert abs(np.mean(shares) - expected) < 4 * error
+    assert full.exceeding > 1000 and full.constant > count**2 / 3
+
+
+def exceeding_pairs_by_place(formed, threshold):
+    """Shares of correlations above the threshold among pairs of entries of one row, of one column, and of neither."""
+    n, count, _ = formed.shape
+    flat = formed.flatten(1)
+    varies = (flat != flat[0]).any(0)
+    r = torch.zeros(count**2, count**2, dtype=torch.float64)
+    z, _ = normalized(flat, "pearson")
+    r[varies.nonzero(), varies.nonzero().T] = z.T @ z / n
+    large = (r.abs() > threshold).view(count, count, count, count)
+    i = torch.arange(count)
+    row = i[:, None, None, None] == i[None, None, :, None]
+    column = i[None, :, None, None] == i[None, None, None, :]
+    kinds = {"same row": row & ~column, "same column": ~row & column, "neither": ~row & ~column}
+    return {k: float(large[m.expand_as(large)].double().mean()) for k, m in kinds.items()}

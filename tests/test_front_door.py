@@ -503,6 +503,11 @@ def test_every_command_of_the_readme(clone, command):
         assert (ROOT / command[command.index("-f") + 1]).exists()  # held to the lock in test_environment.py
     elif command[:3] == [".venv/bin/jupyter", "lab", "notebooks"]:
         assert (ROOT / "notebooks").is_dir()  # opened in a browser in test_jupyterlab.py
+    elif program == "env":
+        assert arguments[:3] == ["PYTHONPATH=src", "python", "-m"]
+        script = [sys.executable, *arguments[2:], "--help"]  # run to its end in the tests of its module
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        assert "usage" in subprocess.run(script, capture_output=True, text=True, check=True, env=environment).stdout
     else:
         assert program == ".venv/bin/python"
         script = [sys.executable, ROOT / arguments[0], "--help"]

@@ -110,3 +110,12 @@ def test_a_zero_hessian_is_said_to_be_zero():
     assert (measures.skewness() == 0).all() and (measures.asymmetry() == 0).all()
     with pytest.raises(ValueError, match="Lanczos iterations"):
         lanczos_measures(operator, iterations=10**6, starts=1, seed=0)
+
+
+def test_a_network_of_dead_units_has_a_zero_hessian_inside_the_margin():
+    network, x, y = problem(depth=3)
+    network[0].weight.data.fill_(-1.0)
+    operator = hinge_hessian(network, x.abs(), y)
+    assert isinstance(operator, ZeroOperator)
+    assert lanczos_measures(operator, iterations=4, starts=1, seed=0).bound == 0
+    assert edge_eigenvalues(operator, 2, seed=0)[0].tolist() == [0, 0]

@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -39,7 +40,7 @@ from common.hessian.spectrum import (
     lanczos_measures,
 )  # fmt: skip
 from common.provenance import resolve_parameters
-from common.sgd import SGDResult, train_sgd
+from common.sgd import train_sgd
 from common.zoo import cached
 
 #: Thresholds of Table 2, and N_b of each order.
@@ -71,25 +72,43 @@ BATCH_SIZE, MOMENTUM = 64, 0.9
 
 @dataclass(frozen=True)
 class Trained:
-    """A network, its data and its training; :meth:`at` puts the network where it was after an epoch."""
+    """A network, its data and what its training passed through; :meth:`at` puts the network where it was.
+
+    The parameters, which are large, are read (or trained) only where they are needed: history, spectra and entries are
+    small files of their own, found without them.
+
+    Attributes
+    ----------
+    key
+        Everything that defines the training.
+    history
+        ``epochs`` (K,) at which parameters are kept, ``risk`` and ``accuracy`` (T + 1, 2) as
+        :class:`~common.sgd.SGDResult` has them, ``on_gpu`` () where it was trained.
+    """
 
     name: str
+    key: dict[str, object]
     network: nn.Sequential
     train: BinaryData
     test: BinaryData
-    result: SGDResult
+    history: dict[str, Tensor]
+    parameters: Callable[[], Float[Tensor, "K P"]]
+
+    @property
+    def epochs(self) -> list[int]:
+        """Epochs at which parameters are kept."""
+        return self.history["epochs"].tolist()
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.network.parameters())
 
     def at(self, epoch: int) -> nn.Sequential:
         """The network with the parameters kept after an epoch, dropout off."""
-        place = self.result.epochs.tolist().index(epoch)
-        parameters = self.result.parameters[place].to(self.train.x.device)
-        vector_to_parameters(parameters.clone(), self.network.parameters())
+        theta = self.parameters()[self.epochs.index(epoch)].to(self.train.x.device)
+        vector_to_parameters(theta.clone(), self.network.parameters())
         return self.network.eval()
-
-    def active_share(self, epoch: int, samples: int) -> float:
-        """Share of the first training images whose loss is not zero: E|ℓ'| of the hinge loss."""
-        x, y = self.train.x[:samples], self.train.y[:samples]
-        return float((1 - y * sgd.outputs(self.at(epoch), x) > 0).float().mean())
 
 
 def default_device() -> torch.device:
@@ -127,28 +146,37 @@ def trained(
         for split in ("train", "test")
     )
     network = recipe.build(width).to(device)
-    initialize(network, recipe.initialization[0], torch.Generator().manual_seed(seed), scale=recipe.initialization[1])
     settings = {
         "epochs": epochs, "batch_size": BATCH_SIZE, "lr": recipe.lr, "momentum": MOMENTUM, "keep": sorted(keep),
         "decay": {math.ceil(share * epochs): rate for share, rate in recipe.decay.items()}, "seed": seed,
     }  # fmt: skip
     key = {
-        "network": name, "width": width, "x": train.x, "y": train.y, "test": test.y,
-        **settings, "decay": sorted(settings["decay"].items()),
+        "network": name, "width": width, "initialization": list(recipe.initialization),
+        "augment": getattr(recipe.augment, "__name__", ""), "x": train.x, "y": train.y, "test x": test.x,
+        "test y": test.y, **settings, "decay": sorted(settings["decay"].items()),
     }  # fmt: skip
-    kept = cached(
-        "li_training", key, code=[sgd, convnets, binary],
-        make=lambda checkpoint: vars(train_sgd(
-            network, train, test, **settings, augment=recipe.augment, progress=name * progress, checkpoint=checkpoint,
-        )),
-    )  # fmt: skip
-    return Trained(name, network, train, test, SGDResult(**kept))
+    code = [sgd, convnets, binary]
+
+    def train_now(checkpoint: object) -> dict[str, Tensor]:
+        kind, scale = recipe.initialization
+        initialize(network, kind, torch.Generator().manual_seed(seed), scale=scale)
+        found = train_sgd(
+            network, train, test, **settings, augment=recipe.augment, progress=name * progress, checkpoint=checkpoint
+        )
+        return {**vars(found), "on_gpu": torch.tensor(device.type == "cuda")}
+
+    @lru_cache(maxsize=1)
+    def everything() -> dict[str, Tensor]:
+        return cached("li_training", key, train_now, code=code)
+
+    small = ("epochs", "risk", "accuracy", "on_gpu")
+    history = cached("li_history", key, lambda checkpoint: {k: everything()[k] for k in small}, code=code)
+    return Trained(name, key, network, train, test, history, lambda: everything()["parameters"])
 
 
 def _kept(kind: str, at: Trained, epoch: int, settings: dict, code: list[ModuleType], make: Callable) -> dict:
-    theta = at.result.parameters[at.result.epochs.tolist().index(epoch)]
-    key = {"network": at.name, "theta": theta, **settings}
-    return cached(kind, key, make, code=[convnets, sgd, *code])
+    key = {"training": at.key, "epoch": epoch, **settings}
+    return cached(kind, key, make, code=[convnets, sgd, binary, *code])
 
 
 @dataclass(frozen=True)
@@ -164,12 +192,15 @@ class Spectra:
         network with batch norm, whose diagonal blocks do not vanish.
     lowest, highest
         The eigenvalues at either end, outermost first.
+    active
+        Share of the images whose loss is not zero.
     """
 
     whole: LanczosMeasures
     bipartite: LanczosMeasures | None
     lowest: Float[Tensor, " k"]
     highest: Float[Tensor, " k"]
+    active: float
 
     @property
     def edge_asymmetry(self) -> float:
@@ -191,23 +222,24 @@ def spectra(at: Trained, epoch: int, *, samples: int, iterations: int, starts: i
             parts["bipartite"] = whole if isinstance(whole, ZeroOperator) else BipartitePart(whole, network)
         found = {k: lanczos_measures(v, iterations=iterations, starts=starts, seed=seed) for k, v in parts.items()}
         kept = {f"{k}_{f}": getattr(v, f) for k, v in found.items() for f in ("nodes", "weights")}
+        active = (1 - y * sgd.outputs(network, x) > 0).float().mean()  # E|ℓ'| of the hinge loss
         ends = edge_eigenvalues(whole, edges, seed=seed)
+        kept["active"] = active
         return kept | {k: torch.from_numpy(e.copy()) for k, e in zip(("lowest", "highest"), ends, strict=True)}
 
-    settings = {"x": x, "y": y, "iterations": iterations, "starts": starts, "edges": edges, "seed": seed}
+    settings = {"samples": samples, "iterations": iterations, "starts": starts, "edges": edges, "seed": seed}
     kept = _kept("li_spectra", at, epoch, settings, [spectrum], make)
     whole, bipartite = (
         LanczosMeasures(kept[f"{k}_nodes"], kept[f"{k}_weights"]) if f"{k}_nodes" in kept else None
         for k in ("whole", "bipartite")
     )
-    return Spectra(whole, bipartite, kept["lowest"], kept["highest"])
+    return Spectra(whole, bipartite, kept["lowest"], kept["highest"], float(kept["active"]))
 
 
 def submatrix_samples(at: Trained, epoch: int, *, size: int, seed: int) -> Float[Tensor, "n entries"]:
     """size² entries of a random sub-matrix of the Hessians of all n training batches (Algorithm 1, step 1)."""
-    count = sum(p.numel() for p in at.network.parameters())
     generator = torch.Generator().manual_seed(seed)
-    return _entries(at, epoch, *(torch.randint(count, (size,), generator=generator) for _ in range(2)))
+    return _entries(at, epoch, *(torch.randint(at.size, (size,), generator=generator) for _ in range(2)))
 
 
 def coupled_samples(at: Trained, epoch: int, *, rows: int, columns: int, seed: int) -> Float[Tensor, "n entries"]:
@@ -243,8 +275,31 @@ def _entries(at: Trained, epoch: int, rows: Tensor, columns: Tensor) -> Tensor:
         H = hessian_samples(at.at(epoch), at.train.x, at.train.y, rows, columns, batch_size=BATCH_SIZE)
         return {"samples": H.flatten(1)}
 
-    settings = {"x": at.train.x, "y": at.train.y, "rows": rows, "columns": columns, "batch_size": BATCH_SIZE}
+    settings = {"rows": rows, "columns": columns, "batch_size": BATCH_SIZE}
     return _kept("li_entries", at, epoch, settings, [cumulants], make)["samples"]
+
+
+def initialized_vgg(
+    c: float, *, width: float, seed: int, standardize: bool = False, layers: int = 12
+) -> nn.Sequential:
+    """The VGG of Section 5.2 with weights N(0, c/n), n the fan-in, and no dropout; equal seeds mean equal noise."""
+    network = vgg(width=width, standardize=standardize, dropout=False, layers=layers).to(default_device())
+    initialize(network, "fan-in", torch.Generator().manual_seed(seed), scale=c)
+    return network
+
+
+def initial_spectrum(
+    c: float, train: BinaryData, *, width: float, samples: int, iterations: int, starts: int, seed: int
+) -> LanczosMeasures:
+    """Lanczos measures of the Hessian of :func:`initialized_vgg` on the first training images."""
+    x, y = train.x[:samples], train.y[:samples]
+
+    def make(checkpoint: object) -> dict[str, Tensor]:
+        operator = hinge_hessian(initialized_vgg(c, width=width, seed=seed), x, y)
+        return vars(lanczos_measures(operator, iterations=iterations, starts=starts, seed=seed))
+
+    key = {"c": c, "x": x, "y": y, "width": width, "iterations": iterations, "starts": starts, "seed": seed}
+    return LanczosMeasures(**cached("li_initial_spectra", key, make, code=[convnets, sgd, spectrum]))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -260,18 +315,19 @@ def landscape(p: dict, network: str) -> tuple[Trained, dict[int, Spectra]]:
     )  # fmt: skip
     chosen = {
         epoch: spectra(
-            at, epoch, samples=p["hessian_samples"], iterations=p["iterations"], starts=p["starts"], edges=p["edges"],
-            seed=p["seed"],
+            at, epoch, samples=p[f"{short}_hessian_samples"], iterations=p["iterations"], starts=p["starts"],
+            edges=p["edges"], seed=p["seed"],
         )
-        for epoch in at.result.epochs.tolist()
+        for epoch in at.epochs
     }
     return at, chosen
 
 
-def coupling(p: dict) -> tuple[Trained, dict[int, list[list[Tensor]]]]:
+def coupling(p: dict) -> tuple[Trained, dict[int, list[list[Tensor]]], dict[int, list[Tensor]]]:
     """The training and the entries of Figures 1 d to f and 6, by the parameters of fig01_06_coupling.
 
-    The entries by epoch, for each order 2, 3, 4 a list of B arrays (n, N_b²).
+    The random entries by epoch, for each order 2, 3, 4 a list of B arrays (n, N_b²); and the coupled ones by epoch, B
+    arrays.
     """
     at = trained(
         p["network"], epochs=p["epochs"], keep=p["keep"], seed=p["seed"], samples=p["samples"] or None, width=p["width"]
@@ -284,14 +340,38 @@ def coupling(p: dict) -> tuple[Trained, dict[int, list[list[Tensor]]]]:
             ]
             for order in (2, 3, 4)
         ]
-        for epoch in at.result.epochs.tolist()
+        for epoch in at.epochs
     }
-    return at, entries
+    size = SUBMATRIX[2]
+    coupled = {
+        epoch: [coupled_samples(at, epoch, rows=size, columns=size, seed=p["seed"] + k) for k in range(p["repeats"])]
+        for epoch in at.epochs
+    }
+    return at, entries, coupled
+
+
+def initial_spectra(p: dict, train: BinaryData) -> dict[float, LanczosMeasures]:
+    """The spectra of Figure 3 a at c = 1/2, 1, 2, by the parameters of fig03_normalization."""
+    sizes = {"samples": p["hessian_samples"], "iterations": p["iterations"], "starts": p["starts"], "seed": p["seed"]}
+    return {c: initial_spectrum(c, train, width=p["width"], **sizes) for c in (0.5, 1.0, 2.0)}
+
+
+def normalization_data(p: dict) -> tuple[BinaryData, BinaryData]:
+    """Training images of Figure 3, and at most as many or 2000 test images."""
+    samples = p["samples"] or None
+    train = zero_against_rest("CIFAR-10", split="train", seed=p["seed"], samples=samples)
+    test = zero_against_rest("CIFAR-10", split="test", seed=p["seed"], samples=min(samples or 2000, 2000))
+    return train.to(default_device()), test.to(default_device())
+
+
+class _OutOfTime(BaseException):
+    """Not an Exception: nothing that guards a file may take it for a fault of the file."""
 
 
 PIECES: dict[str, Sequence[Callable[[dict], object]]] = {
     "fig01_landscape": (lambda p: landscape(p, "LeNet"), lambda p: landscape(p, "VGG")),
     "fig01_06_coupling": (coupling,),
+    "fig03_normalization": (lambda p: initial_spectra(p, normalization_data(p)[0]),),
 }
 
 
@@ -308,14 +388,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parameters = resolve_parameters(paths.notebook_path(ident), overrides)
 
     def out_of_time(*_: object) -> None:
-        raise TimeoutError
+        raise _OutOfTime
 
     signal.signal(signal.SIGALRM, out_of_time)
     signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes)
     try:
         for piece in PIECES[options.notebook]:
             piece(parameters)
-    except TimeoutError:
+    except _OutOfTime:
         print(f"{ident}: {options.minutes:g} minutes are over; call again to go on")
         return 3
     finally:

@@ -104,7 +104,7 @@ def train_sgd(
     ValueError
         If ``keep`` or ``decay`` name epochs that there are not, or sizes or rates are not positive.
     FloatingPointError
-        If the parameters stop being finite; the message names the epoch.
+        If the parameters or the risk stop being finite; the message names the epoch.
     """
     if outside := [t for t in (*keep, *decay) if not 0 <= t <= epochs]:
         raise ValueError(f"epochs must lie in 0..{epochs}, got {outside}")
@@ -126,8 +126,8 @@ def train_sgd(
         vector_to_parameters(state["theta"].clone(), parameters)
         (state["risk"][epoch, 0], state["accuracy"][epoch, 0]) = _evaluate(network, train)
         (state["risk"][epoch, 1], state["accuracy"][epoch, 1]) = _evaluate(network, test)
-        if not state["theta"].isfinite().all():
-            raise FloatingPointError(f"the parameters are not finite after epoch {epoch}")
+        if not (state["theta"].isfinite().all() and state["risk"][epoch].isfinite().all()):
+            raise FloatingPointError(f"parameters or risk are not finite after epoch {epoch}")
         if epoch in kept_at:
             state["kept"][kept_at.index(epoch)] = state["theta"]
         if progress and epoch % max(1, epochs // 10) == 0:

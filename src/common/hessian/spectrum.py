@@ -29,14 +29,15 @@ class ZeroOperator:
         return torch.zeros_like(v)
 
 
-class _Scaled:
-    """``factor`` times a curvlinops operator, on flat vectors."""
+class Scaled:
+    """``factor`` times an operator on flat vectors."""
 
-    def __init__(self, operator: HessianLinearOperator, factor: float):
+    def __init__(self, operator: object, factor: float):
         self.operator, self.factor = operator, factor
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
 
     def __matmul__(self, v: Tensor) -> Tensor:
+        """The product with a flat vector."""
         return (self.operator @ v) * self.factor
 
 
@@ -97,7 +98,7 @@ def hinge_hessian(network: nn.Module, x: Tensor, y: Tensor, *, batch_size: int =
     Returns
     -------
     operator with ``@``, ``shape``, ``dtype``, ``device``
-        :class:`ZeroOperator` if the risk vanishes.
+        :class:`ZeroOperator` if the Hessian vanishes: no sample inside its margin, or a network whose units are dead.
     """
     network.eval()
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -111,7 +112,9 @@ def hinge_hessian(network: nn.Module, x: Tensor, y: Tensor, *, batch_size: int =
         x, y = x[active], y[active]
         data = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
     operator = HessianLinearOperator(network, HingeLoss(), parameters, data, check_deterministic=False)
-    return _Scaled(operator, len(y) / n)
+    scaled = Scaled(operator, len(y) / n)
+    probe = torch.randn(operator.shape[0], generator=torch.Generator().manual_seed(0)).to(x.device, operator.dtype)
+    return scaled if (scaled @ probe).any() else ZeroOperator(operator.shape[0], operator.dtype, x.device)
 
 
 def formed_hessian(network: nn.Module, x: Tensor, y: Tensor) -> Float[Tensor, "P P"]:
@@ -165,12 +168,12 @@ class LanczosMeasures:
         return asymmetry(self.nodes.numpy().ravel(), self.weights.numpy().ravel() / len(self.nodes))
 
     def negative_share(self, floor: float) -> Float[np.ndarray, " R"]:
-        """Share of λ < −``floor`` in the weight of |λ| > ``floor``; 1/2 where nothing is so large."""
+        """Share of λ < −``floor`` in the weight of |λ| > ``floor``; NaN where nothing is so large."""
         negative, positive = (
             (self.weights * (sign * self.nodes > floor)).sum(1).numpy() for sign in (-1, 1)
         )
         total = negative + positive
-        return np.where(total > 0, negative / np.where(total > 0, total, 1), 0.5)
+        return np.where(total > 0, negative / np.where(total > 0, total, 1), np.nan)
 
     def density(self, *, points: int = 1024, kappa: float = 3.0, margin: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
         """Grid and density of the mean measure, smoothed by Gaussian bumps: Algorithm 3 of Papyan in curvlinops.
@@ -257,7 +260,8 @@ def lanczos_measures(operator: object, *, iterations: int, starts: int, seed: in
     devices = [operator.device] if operator.device.type == "cuda" else []
     for start in range(starts):
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seed + start)
+            # a stream of its own: the weights of a network may come from a generator with the same seed
+            torch.manual_seed(int(np.random.SeedSequence((seed, start, 1950)).generate_state(1)[0]))
             ritz, vectors = fast_lanczos(operator, iterations)
         if not ritz.isfinite().all():
             raise FloatingPointError("a product with the Hessian is not finite")
