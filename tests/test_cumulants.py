@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.convnets import BatchStandardize, initialize, perceptron
-from common.cumulants import count_cumulants, expected_null_count, hessian_samples, normalized
+from common.cumulants import correlation_matrix, count_cumulants, expected_null_count, hessian_samples, normalized
 from common.hessian.spectrum import formed_hessian
 
 
@@ -108,6 +108,10 @@ def test_pearson_is_that_of_numpy_and_tiny_entries_do_not_vanish():
     z, constant = normalized(samples, "pearson")
     np.testing.assert_allclose(z.T @ z / 50, np.corrcoef(samples.double().T), atol=1e-5)
     assert constant == 0
+    with_constant = torch.cat([samples, torch.ones(50, 1)], 1)
+    matrix = correlation_matrix(with_constant)
+    np.testing.assert_allclose(matrix[:3, :3], np.corrcoef(samples.double().T), atol=1e-5)
+    assert (matrix[3] == 0).all() and (matrix[:, 3] == 0).all()
 
 
 @pytest.mark.parametrize("convention", ["pearson", "uncentred", "unit"])
@@ -167,13 +171,8 @@ def test_random_submatrices_estimate_the_share_in_the_full_hessian():
 
 def exceeding_pairs_by_place(formed, threshold):
     """Shares of correlations above the threshold among pairs of entries of one row, of one column, and of neither."""
-    n, count, _ = formed.shape
-    flat = formed.flatten(1)
-    varies = (flat != flat[0]).any(0)
-    r = torch.zeros(count**2, count**2, dtype=torch.float64)
-    z, _ = normalized(flat, "pearson")
-    r[varies.nonzero(), varies.nonzero().T] = z.T @ z / n
-    large = (r.abs() > threshold).view(count, count, count, count)
+    count = formed.shape[1]
+    large = (correlation_matrix(formed.flatten(1)).abs() > threshold).view(count, count, count, count)
     i = torch.arange(count)
     row = i[:, None, None, None] == i[None, None, :, None]
     column = i[None, :, None, None] == i[None, None, None, :]

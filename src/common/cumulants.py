@@ -325,6 +325,15 @@ def normalized(samples: Float[Tensor, "n M"], convention: str) -> tuple[Float[Te
     return kept / kept.square().mean(0).sqrt(), constant
 
 
+def correlation_matrix(samples: Float[Tensor, "n M"]) -> Float[Tensor, "M M"]:
+    """Pearson's correlations of M variables; 0 where one of the two does not vary."""
+    varies = (samples != samples[0]).any(0)
+    z, _ = normalized(samples, "pearson")
+    matrix = samples.new_zeros(len(varies), len(varies))
+    matrix[varies.nonzero(), varies.nonzero().T] = z.T @ z / len(z)
+    return matrix
+
+
 def count_cumulants(
     samples: Float[Tensor, "n M"], order: int, threshold: float, convention: str = "pearson"
 ) -> Count:
