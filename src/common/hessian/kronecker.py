@@ -128,7 +128,8 @@ class LayerHessian:
             Q[:, filled : filled + width] = new[:, :width]
             HQ[:, filled : filled + width] = self @ Q[:, filled : filled + width].contiguous()
             filled += width
-            if filled >= min(most, k + 2 * block) and (filled == most or filled % (8 * block) < block):
+            checked = filled <= 8 * block or filled == most or filled % (8 * block) < block
+            if checked and filled >= min(most, k + 2 * block):
                 basis, image = Q[:, :filled], HQ[:, :filled]
                 T = basis.T @ image
                 values, C = torch.linalg.eigh((T + T.T) / 2)
