@@ -6,8 +6,7 @@ falls on both; the smallest time of each counts.
 
 import argparse
 import functools
-import time
-from collections.abc import Callable
+from timeit import timeit
 
 import torch
 
@@ -37,13 +36,6 @@ def our_steps(X: torch.Tensor, y: torch.Tensor, W: torch.Tensor, V: torch.Tensor
     train_full_batch(X, y, W, V, loss=loss, steps=steps, lr=1e-4, keep=[])
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Print milliseconds a step for both losses, ours, torch's, and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -59,7 +51,7 @@ def main() -> None:
         ours, theirs = [], []
         for _ in range(rounds):
             setup, ours_whole, theirs_whole = (
-                seconds(functools.partial(steps, X, y, W, V, loss, number))
+                timeit(functools.partial(steps, X, y, W, V, loss, number), number=1)
                 for steps, number in ((our_steps, 0), (our_steps, STEPS), (autograd_steps, STEPS))
             )
             ours.append(ours_whole - setup)
