@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common import adaptive, paths
+from common import adaptive, paths, pieces
 
 TINY = {
     "vgg_epochs": 2, "vgg_keep": [0, 2], "vgg_samples": 32, "vgg_width": 1 / 32, "vgg_hessian_samples": 8,
@@ -59,7 +59,7 @@ def test_out_of_time_is_no_fault_of_a_file(monkeypatch, capsys):
     """Even in the middle of writing a checkpoint."""
 
     def out_of_time(*_):
-        raise adaptive._OutOfTime
+        raise pieces._OutOfTime
 
     monkeypatch.setattr("pathlib.Path.write_bytes", out_of_time)
     assert adaptive.main(["fig03_normalization", "--scale", "quick"]) == 3

@@ -409,7 +409,7 @@ def test_distribution_function_meets_simulation_of_an_unbounded_law():
 
 
 def test_the_example_of_the_readme(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (paths.ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", (paths.ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith("((")
 

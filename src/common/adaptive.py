@@ -5,13 +5,10 @@ without Jupyter, piece by piece,
 
     python -m common.adaptive fig01_landscape --scale paper --minutes 9
 
-and again until it says that all is made. Every piece lies in the cache (``HESSIAN_CACHE``), where the notebook finds
-it, and a training goes on from its last checkpoint.
+and again until it says that all is made (:mod:`common.pieces`).
 """
 
-import argparse
 import math
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +17,11 @@ from types import ModuleType
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from common import convnets, cumulants, paths, sgd
+from common import convnets, cumulants, sgd
 from common.convnets import BatchStandardize, affine_layers, initialize, lenet, vgg
 from common.cumulants import hessian_samples
 from common.data import binary
@@ -39,7 +35,7 @@ from common.hessian.spectrum import (
     hinge_hessian,
     lanczos_measures,
 )  # fmt: skip
-from common.provenance import resolve_parameters
+from common.pieces import Piece, default_device, make_pieces
 from common.sgd import train_sgd
 from common.zoo import cached
 
@@ -109,11 +105,6 @@ class Trained:
         theta = self.parameters()[self.epochs.index(epoch)].to(self.train.x.device)
         vector_to_parameters(theta.clone(), self.network.parameters())
         return self.network.eval()
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def trained(
@@ -364,11 +355,7 @@ def normalization_data(p: dict) -> tuple[BinaryData, BinaryData]:
     return train.to(default_device()), test.to(default_device())
 
 
-class _OutOfTime(BaseException):
-    """Not an Exception: nothing that guards a file may take it for a fault of the file."""
-
-
-PIECES: dict[str, Sequence[Callable[[dict], object]]] = {
+PIECES: dict[str, Sequence[Piece]] = {
     "fig01_landscape": (lambda p: landscape(p, "LeNet"), lambda p: landscape(p, "VGG")),
     "fig01_06_coupling": (coupling,),
     "fig03_normalization": (lambda p: initial_spectra(p, normalization_data(p)[0]),),
@@ -377,31 +364,7 @@ PIECES: dict[str, Sequence[Callable[[dict], object]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make what a notebook needs; 0 when all is made, 3 when time ran out before."""
-    parser = argparse.ArgumentParser(prog="python -m common.adaptive", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("notebook", choices=sorted(PIECES))
-    parser.add_argument("--scale", choices=("quick", "laptop", "paper"), default="paper")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so long; the next call goes on")
-    options = parser.parse_args(arguments)
-    ident = f"li_adaptive/{options.notebook}"
-    file = paths.SCALES / f"{options.scale}.yaml"
-    overrides = yaml.safe_load(file.read_text(encoding="utf-8")).get(ident, {}) if file.exists() else {}
-    parameters = resolve_parameters(paths.notebook_path(ident), overrides)
-
-    def out_of_time(*_: object) -> None:
-        raise _OutOfTime
-
-    signal.signal(signal.SIGALRM, out_of_time)
-    signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes)
-    try:
-        for piece in PIECES[options.notebook]:
-            piece(parameters)
-    except _OutOfTime:
-        print(f"{ident}: {options.minutes:g} minutes are over; call again to go on")
-        return 3
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    print(f"{ident}: all is made")
-    return 0
+    return make_pieces("li_adaptive", PIECES, arguments, program="common.adaptive", doc=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -1,73 +1,267 @@
-"""The fully connected networks of Wu et al. (2022), App E, trained once and kept."""
+"""The networks of Wu et al. (2022), App E, trained once and kept, and the eigenpairs of their layers.
 
-from dataclasses import dataclass
+Notebooks call the functions. The trainings of 1000 epochs can be made beforehand on a machine with a GPU and without
+Jupyter, piece by piece,
+
+    python -m common.dissecting fig04_overlap --scale paper --minutes 9
+
+and again until it says that all is made (:mod:`common.pieces`).
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from common import ensembles
+from common import classifiers, ensembles
+from common.classifiers import classifier, layer_names
 from common.data import DataSource, images
-from common.ensembles import Ensemble, train_ensemble
-from common.hessian.kronecker import LayerHessian, perceptron_layer
+from common.ensembles import Ensemble, Scheme, train_ensemble
+from common.hessian import eigenpairs, full, kronecker, subspace
+from common.hessian.eigenpairs import Eigenpairs, top_eigenpairs
+from common.hessian.full import FullHessian, gauss_newton_forms, output_approximation
+from common.hessian.kronecker import ConvolutionHessian, LayerHessian, layer_hessian
+from common.hessian.subspace import nested_overlaps
+from common.pieces import Piece, default_device, make_pieces
 from common.zoo import cached
+
+#: The training schemes of App E.3 and F.2.1.
+SCHEMES = {"default": Scheme(), "slow": Scheme(lr=0.001), "momentum": Scheme(momentum=0.9, weight_decay=5e-4)}
+#: How the names of data sets with random labels end.
+RANDOM = "-R"
+#: Epochs after which a convolutional network is kept, besides the last.
+TRAJECTORY = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
 
 
 @dataclass(frozen=True)
 class Dissected:
-    """An ensemble and the samples that it was trained on.
+    """An ensemble of equal networks and the samples that it was trained on.
 
     Attributes
     ----------
+    name
+        As in the paper, ``"F-200^2"``.
     X, y
-        Inputs of mean 0 and variance 1 over all pixels, and labels.
+        On the CPU, as everything that the methods return; what takes long is done on the GPU if there is one.
+        Images, every channel of mean 0 and variance 1 over all samples and pixels, and labels.
+    classes
+        c.
     """
 
-    X: Float[Tensor, "N d"]
+    name: str
+    X: Float[Tensor, "N channels height width"]
     y: Int[Tensor, " N"]
+    classes: int
     source: DataSource
     ensemble: Ensemble
 
-    def layer(self, member: int, layer: int, samples: int) -> LayerHessian:
+    @property
+    def members(self) -> int:
+        """Number of networks."""
+        return self.ensemble.loss.shape[1]
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers with weights."""
+        return layer_names(self.network(0))
+
+    def network(self, member: int, epoch: int | None = None) -> nn.Sequential:
+        """One network after ``epoch`` epochs, the last ones by default, to be evaluated."""
+        network = classifier(self.name, self.X.shape[1:], self.classes)
+        self.ensemble.load(network, member, epoch)
+        return network.eval()
+
+    def hessian(
+        self, member: int, layer: str, samples: int, epoch: int | None = None
+    ) -> LayerHessian | ConvolutionHessian:
         """Hessian of one layer of one network on the first ``samples`` training samples."""
-        return perceptron_layer(*self.ensemble.network(member), self.X[:samples], layer)
+        network, device = self.network(member, epoch), default_device()
+        found = layer_hessian(network.to(device), layer, self.X[:samples].to(device))
+        return replace(found, **{field.name: getattr(found, field.name).cpu() for field in fields(found)})
+
+    def eigenpairs(self, member: int, layer: str, samples: int, k: int, tolerance: float = 1e-4) -> Eigenpairs:
+        """The k largest of :meth:`hessian`, at most all of them, from a file if they were computed before."""
+        device = default_device()
+        network, X = self.network(member).to(device), self.X[:samples].to(device)
+        state = {f"state:{name}": tensor for name, tensor in network.state_dict().items()}
+        k = min(k, network.get_submodule(layer).weight.numel())
+        kept = cached(
+            "wu_eigenpairs",
+            state | {"name": self.name, "X": X, "layer": layer, "k": k, "tolerance": tolerance},
+            make=lambda _: vars(layer_hessian(network, layer, X).top_eigenpairs(k, tolerance=tolerance)),
+            code=[classifiers, kronecker, eigenpairs],
+        )
+        return Eigenpairs(**kept)
+
+    def full_eigenpairs(self, member: int, samples: int, k: int, tolerance: float = 1e-3) -> dict[str, Tensor]:
+        """Eigenpairs of the full Hessian beside those of App C, for a fully connected network, kept in a file.
+
+        Returns
+        -------
+        dict
+            ``true`` and ``approximated`` eigenvalues, ``overlap`` of the first 1, ..., k vectors of both, and the
+            ``first_term`` of (251) along the true ones, (k,) each; k is at most the number of all outputs.
+        """
+        device = default_device()
+        network, X, y = (a.to(device) for a in (self.network(member), self.X[:samples], self.y[:samples]))
+        outputs = sum(len(network.get_submodule(layer).weight) for layer in self.layers)
+        k = min(k, outputs)
+
+        def make(_: object) -> dict[str, Tensor]:
+            layers = [layer_hessian(network, layer, X) for layer in self.layers]
+            approximation = output_approximation(layers, k)
+            start = approximation.basis[:, : kronecker.BLOCK].contiguous()
+            found = top_eigenpairs(FullHessian(network, X, y), k, start=start, tolerance=tolerance)
+            return {
+                "true": found.values, "approximated": approximation.values,
+                "overlap": nested_overlaps(found.vectors, approximation.basis),
+                "first_term": gauss_newton_forms(layers, found.vectors),
+            }  # fmt: skip
+
+        state = {f"state:{name}": tensor for name, tensor in network.state_dict().items()}
+        key = state | {"name": self.name, "X": X, "y": y, "k": k, "tolerance": tolerance}
+        return cached("wu_full_eigenpairs", key, make=make, code=[classifiers, full, kronecker, eigenpairs, subspace])
 
 
-def perceptrons(
-    data: str, hidden: list[int], *, members: int, epochs: int, seed: int, samples: int | None = None,
-    random_labels: bool = False, progress: str = "",
-) -> Dissected:  # fmt: skip
-    """F-n^m: ``members`` networks with these hidden widths on MNIST or CIFAR-10, SGD with batches of 128 and lr 0.01.
+def dissected(
+    name: str, data: str, *, members: int, epochs: int, samples: int, seed: int, scheme: str = "default", first: int = 0
+) -> Dissected:
+    """Equal networks, trained on the same samples, or taken from the files of the zoo.
+
+    Fully connected networks of an ensemble are trained and kept together; convolutional ones one by one, so that those
+    who ask for three and for five share three.
 
     Parameters
     ----------
-    hidden
-        ``[200, 200]`` for F-200².
+    name
+        As in :func:`common.classifiers.classifier`.
+    data
+        ``"MNIST"`` or ``"CIFAR-10"``; ``"MNIST-R"`` and ``"CIFAR-10-R"`` have labels drawn at random, the same for all
+        networks.
     samples
-        Training samples, drawn at random; None for all.
-    random_labels
-        Whether labels are drawn at random, once for all networks (MNIST-R).
+        Training samples, drawn at random; 0 for all.
+    seed
+        Of the draw of samples and labels.
+    scheme
+        One of :data:`SCHEMES`.
+    first
+        The networks have the seeds ``seed + first``, ``seed + first + 1``, ...
 
     Raises
     ------
     ValueError
-        If the data set is unknown or has fewer samples.
+        If the data set, the network or the scheme is unknown, or there are fewer samples.
     """
-    found = images.load(data, samples=samples, seed=seed)
-    X = found.x.flatten(1)
-    X = (X - X.mean()) / X.std()
+    if scheme not in SCHEMES:
+        raise ValueError(f"unknown scheme {scheme!r}; known are {list(SCHEMES)}")
+    origin = data.removesuffix(RANDOM)
+    if origin not in CLASSES:
+        raise ValueError(f"unknown data set {data!r}; known are {list(CLASSES)}, and these with {RANDOM}")
+    classes = CLASSES[origin]
+    found = images.load(origin, samples=samples or images.SIZES[origin]["train"], seed=seed)  # in random order
+    X = found.x - found.x.mean((0, 2, 3), keepdim=True)
+    X /= X.std((0, 2, 3), keepdim=True)
     y = found.y
-    classes = int(y.max()) + 1
-    if random_labels:
+    if data.endswith(RANDOM):
         y = torch.randint(classes, (len(y),), generator=torch.Generator().manual_seed(seed))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    X, y = X.to(device), y.to(device)
-    widths, seeds = [X.shape[1], *hidden, classes], [seed + k for k in range(members)]
-    key = {"X": X, "y": y, "widths": widths, "seeds": seeds, "epochs": epochs}
-    kept = cached(
-        "wu_perceptrons", key, code=[ensembles],
-        make=lambda checkpoint: train_ensemble(
-            X, y, widths, seeds=seeds, epochs=epochs, progress=progress, checkpoint=checkpoint
-        ).tensors(),
-    )  # fmt: skip
-    return Dissected(X, y, found.source, Ensemble.of_tensors(kept))
+    device = default_device()
+    seeds = [seed + first + k for k in range(members)]
+    alone = not name.startswith("F-")
+    keep = [epoch for epoch in TRAJECTORY if epoch < epochs] if alone else []
+    parts = []
+    for group in [[s] for s in seeds] if alone else [seeds]:
+        key = {
+            "name": name, "X": X, "y": y, "seeds": group, "epochs": epochs, "scheme": vars(SCHEMES[scheme]),
+            "keep": keep,
+        }  # fmt: skip
+        kept = cached(
+            "wu_networks", key, code=[classifiers, ensembles],
+            make=lambda checkpoint, group=group: train_ensemble(
+                lambda: classifier(name, X.shape[1:], classes), X.to(device), y.to(device), seeds=group, epochs=epochs,
+                scheme=SCHEMES[scheme], keep=keep, progress=f"{name} on {data}", checkpoint=checkpoint,
+            ).tensors(),
+        )  # fmt: skip
+        parts.append(Ensemble.of_tensors(kept))
+    return Dissected(name, X, y, classes, found.source, Ensemble.joined(parts))
+
+
+def of_all_schemes(
+    name: str, data: str, *, members: Sequence[int], epochs: int, samples: int, seed: int
+) -> list[Dissected]:
+    """Equal networks trained by each of :data:`SCHEMES`, so many of each, on the same samples, all seeds different."""
+    same = {"epochs": epochs, "samples": samples, "seed": seed}
+    return [
+        dissected(name, data, members=number, scheme=scheme, first=sum(members[:k]), **same)
+        for k, (scheme, number) in enumerate(zip(SCHEMES, members, strict=True)) if number
+    ]  # fmt: skip
+
+
+def _trained(p: dict, data: str, *, name: str = "network", part: str = "") -> Dissected:
+    """The ensemble that a notebook's parameters name."""
+    sizes = {key: p[f"{part}{key}"] for key in ("members", "epochs", "samples")}
+    return dissected(p[name], data, **sizes, seed=p["seed"], scheme=p.get("scheme", "default"))
+
+
+def _lenet_of(p: dict, suffix: str) -> dict:
+    """The parameters of fig26_28_batch_norm as those of one ensemble of LeNets."""
+    return p | {"name": p["lenet"] + suffix, "epochs": p["lenet_epochs"], "scheme": p["lenet_scheme"]}
+
+
+def _listed(p: dict) -> None:
+    """The ensembles of a table, as "network data"."""
+    for rows, samples in ((p["networks"], p["samples"]), (p["wide_networks"], p["wide_samples"])):
+        for row in rows:
+            name, data = row.split()
+            dissected(name, data, members=p["members"], epochs=p["epochs"], samples=samples, seed=p["seed"])
+
+
+def _overlapping(p: dict) -> None:
+    """The ensembles of Figures 4, 6, 22, and the eigenpairs of their layers."""
+    sizes = {key: p[f"lenet_{key}"] for key in ("members", "epochs", "samples")}
+    perceptrons = _trained(p, "MNIST", name="perceptron", part="perceptron_")
+    cases = [(perceptrons, ["fc1", perceptrons.layers[-1]], p["perceptron_hessian_samples"])]
+    for case in of_all_schemes(p["lenet"], "CIFAR-10", **sizes, seed=p["seed"]):
+        cases.append((case, case.layers, p["lenet_hessian_samples"]))
+    for case, layers, samples in cases:
+        for layer in layers:
+            m = len(case.network(0).get_submodule(layer).weight)
+            for member in range(case.members):
+                case.eigenpairs(member, layer, samples, round(p["shown"] * m))
+
+
+PIECES: dict[str, Sequence[Piece]] = {
+    "fig01_teaser": (lambda p: _trained(p, "CIFAR-10"),),
+    "fig02_kronecker": (
+        lambda p: _trained(p, "MNIST"),
+        lambda p: [_trained(p | {"name": name}, "MNIST", name="name", part="deeper_") for name in p["deeper"]],
+    ),
+    "fig03_eigenspectra": (lambda p: _trained(p, "MNIST"), lambda p: _trained(p, "MNIST-R")),
+    "fig04_overlap": (_overlapping,),
+    "fig09_10_failures": (
+        lambda p: _trained(p, "MNIST"), lambda p: _trained(p, "MNIST", name="deeper", part="deeper_"),
+        lambda p: _trained(p | {"scheme": "momentum"}, "CIFAR-10", name="convolutional", part="convolutional_"),
+    ),
+    "fig11_18_correspondence": (lambda p: _trained(p, "CIFAR-10"),),
+    "fig19_20_trajectory": (lambda p: _trained(p, "CIFAR-10"),),
+    "fig21_low_rank_eigenvectors": (lambda p: _trained(p, "CIFAR-10"),),
+    "fig26_28_batch_norm": (
+        lambda p: [_trained(_lenet_of(p, suffix), "CIFAR-10", name="name") for suffix in ("-BN", "")],
+        lambda p: [_trained(p | {"name": f"{name}-BN"}, "MNIST", name="name") for name in p["perceptrons"]],
+    ),
+    "fig29_30_logit_clusters": (lambda p: _trained(p, "MNIST"),),
+    "table06_07_autocorrelation": (_listed,),
+    "table08_output_eigenspace": (_listed,),
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make what a notebook needs; 0 when all is made, 3 when time ran out before."""
+    return make_pieces("wu_dissecting", PIECES, arguments, program="common.dissecting", doc=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,51 +1,77 @@
-r"""A layer's Hessian :math:`E[M\otimes xx^\top]` as an operator, and its Kronecker factors: Wu et al. (2022), (2), (3).
+r"""A layer's Hessian :math:`E[M\otimes xx^\top]` and its Kronecker factors: Wu et al. (2022), (2), (3), App A.
 
-For a ReLU network and the cross-entropy loss, :math:`M=G^\top AG` with G the Jacobian of the logits by the layer's
-output and :math:`A=\mathrm{diag}(p)-pp^\top=SS^\top`, :math:`S=\mathrm{diag}(\sqrt p)-p\sqrt p^\top`. So M is
-:math:`BB^\top` with the m × c matrix :math:`B=G^\top S`, of rank c − 1, and a product with k vectors is two large
-matrix products with X and two small ones a sample.
+A network of linear layers, convolutions, ReLU, max pooling and batch norm with frozen statistics is piecewise linear
+in the weights of one layer, so that for the cross-entropy loss :math:`M=G^\top AG` exactly, with G the Jacobian of the
+logits by the layer's output and :math:`A=\mathrm{diag}(p)-pp^\top=SS^\top`, :math:`S=\mathrm{diag}(\sqrt p)-p\sqrt
+p^\top`. So M is :math:`BB^\top` with :math:`B=G^\top S`, one backward pass a class.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from common.hessian.eigenpairs import Eigenpairs, top_eigenpairs
 
 #: Entries of what is held at once for a product.
 CHUNK = 2**25
+#: Samples that pass through a network at once.
+SAMPLES_AT_ONCE = 500
+#: Vectors that are multiplied at once, and the first dimensions of the Krylov space.
+BLOCK = 8
 
 
-class ConvergenceError(ArithmeticError):
-    """Eigenpairs did not reach the tolerance; the message has the largest residual."""
+class _Factored:
+    """What the Hessians of both kinds of layers share: Kronecker eigenpairs, and true ones started from them."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(mn, mn)."""
+        size = len(self.output_hessian) * len(self.autocorrelation)
+        return size, size
+
+    @cached_property
+    def output_basis(self) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
+        """Eigenvalues τ of E[M], descending, and eigenvectors."""
+        values, vectors = torch.linalg.eigh(self.output_hessian)
+        return values.flip(0), vectors.flip(1)
+
+    @cached_property
+    def input_basis(self) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
+        """Eigenvalues γ of E[xxᵀ], descending, and eigenvectors."""
+        values, vectors = torch.linalg.eigh(self.autocorrelation)
+        return values.flip(0), vectors.flip(1)
+
+    def kronecker_places(self, k: int) -> tuple[Float[Tensor, " k"], Tensor, Tensor]:
+        """The k largest eigenvalues τ_i γ_j of E[M] ⊗ E[xxᵀ], (3), and their i and j, from 0."""
+        values, places = (self.output_basis[0][:, None] * self.input_basis[0]).flatten().topk(k)
+        n = len(self.autocorrelation)
+        return values, places // n, places % n
+
+    def kronecker_eigenpairs(self, k: int) -> tuple[Float[Tensor, " k"], Float[Tensor, "mn k"]]:
+        """The k largest eigenvalues of E[M] ⊗ E[xxᵀ] and their eigenvectors, products of those of the factors."""
+        values, i, j = self.kronecker_places(k)
+        return values, (self.output_basis[1][:, None, i] * self.input_basis[1][None, :, j]).reshape(-1, k)
+
+    def top_eigenpairs(self, k: int, *, tolerance: float = 1e-4, most: int | None = None) -> Eigenpairs:
+        """The k largest eigenpairs, by :func:`~common.hessian.eigenpairs.top_eigenpairs` from the Kronecker product's.
+
+        Raises
+        ------
+        ValueError
+            If k is not between 1 and the dimension.
+        ConvergenceError
+            If they do not converge.
+        """
+        _, start = self.kronecker_eigenpairs(min(self.shape[0], BLOCK))
+        return top_eigenpairs(self, k, start=start, tolerance=tolerance, most=most)
 
 
 @dataclass(frozen=True)
-class Eigenpairs:
-    """The largest eigenvalues of a symmetric operator.
-
-    Attributes
-    ----------
-    values
-        (k,) descending.
-    vectors
-        (d, k) orthonormal.
-    residuals
-        (k,) ‖Hv − λv‖/|λ|.
-    products
-        Number of vectors that the operator was applied to.
-    """
-
-    values: Float[Tensor, " k"]
-    vectors: Float[Tensor, "d k"]
-    residuals: Float[Tensor, " k"]
-    products: int
-
-
-@dataclass(frozen=True)
-class LayerHessian:
-    """E[BBᵀ ⊗ xxᵀ], the mean over samples; vectors are weight matrices, m × n, row by row.
+class LayerHessian(_Factored):
+    """E[BBᵀ ⊗ xxᵀ] of a fully connected layer, the mean over samples; vectors are weight matrices, m × n, row by row.
 
     Attributes
     ----------
@@ -58,12 +84,6 @@ class LayerHessian:
     X: Float[Tensor, "N n"]
     B: Float[Tensor, "N m r"]
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(mn, mn)."""
-        size = self.B.shape[1] * self.X.shape[1]
-        return size, size
-
     def __matmul__(self, V: Float[Tensor, "mn k"]) -> Float[Tensor, "mn k"]:
         """Product with k vectors: 4 N m n k floating-point operations, and 4 N m r k for M."""
         (N, n), (_, m, _) = self.X.shape, self.B.shape
@@ -75,109 +95,107 @@ class LayerHessian:
             out.addmm_(X.T, (B @ (B.mT @ images)).view(len(X), m * k))
         return out.view(n, m, k).transpose(0, 1).reshape(m * n, k) / N
 
+    @cached_property
     def output_hessian(self) -> Float[Tensor, "m m"]:
         """E[M]."""
         N, m, _ = self.B.shape
         flat = self.B.transpose(0, 1).reshape(m, -1)
         return flat @ flat.T / N
 
+    @cached_property
     def autocorrelation(self) -> Float[Tensor, "n n"]:
         """E[xxᵀ]."""
         return self.X.T @ self.X / len(self.X)
 
-    def kronecker_eigenpairs(self, k: int) -> tuple[Float[Tensor, " k"], Float[Tensor, "mn k"]]:
-        """The k largest eigenvalues of E[M] ⊗ E[xxᵀ], (3), and their eigenvectors, products of those of the factors."""
-        (mu, U), (nu, W) = (torch.linalg.eigh(factor) for factor in (self.output_hessian(), self.autocorrelation()))
-        products = (mu[:, None] * nu).flatten()
-        values, places = products.topk(k)
-        i, j = places // len(nu), places % len(nu)
-        return values, (U[:, None, i] * W[None, :, j]).reshape(-1, k)
-
-    def top_eigenpairs(
-        self, k: int, *, tolerance: float = 1e-4, block: int = 8, most: int | None = None
-    ) -> Eigenpairs:
-        """The k largest eigenpairs by block Lanczos with full reorthogonalization, started at the Kronecker product's.
-
-        Parameters
-        ----------
-        tolerance
-            Of every residual, relative to its eigenvalue.
-        block
-            Vectors multiplied at once.
-        most
-            Largest dimension of the Krylov space; 3 k + 40 blocks if not given.
-
-        Raises
-        ------
-        ValueError
-            If k is not between 1 and the dimension.
-        ConvergenceError
-            If the space has that dimension and some residual is too large.
-        """
-        size = self.shape[0]
-        if not 1 <= k <= size:
-            raise ValueError(f"the number of eigenpairs must lie in 1..{size}, got {k}")
-        block = min(block, size)
-        most = min(size, most or 3 * k + 40 * block)
-        _, start = self.kronecker_eigenpairs(min(size, block))
-        Q = torch.empty(size, most, dtype=self.X.dtype, device=self.X.device)
-        HQ = torch.empty_like(Q)
-        new, filled = torch.linalg.qr(start).Q, 0
-        while True:
-            width = min(new.shape[1], most - filled)
-            Q[:, filled : filled + width] = new[:, :width]
-            HQ[:, filled : filled + width] = self @ Q[:, filled : filled + width].contiguous()
-            filled += width
-            checked = filled <= 8 * block or filled == most or filled % (8 * block) < block
-            if checked and filled >= min(most, k + 2 * block):
-                basis, image = Q[:, :filled], HQ[:, :filled]
-                T = basis.T @ image
-                values, C = torch.linalg.eigh((T + T.T) / 2)
-                values, C = values[-k:].flip(0), C[:, -k:].flip(1)
-                vectors = basis @ C
-                residuals = torch.linalg.vector_norm(image @ C - vectors * values, dim=0) / values.abs()
-                if residuals.max() <= tolerance or filled == size:
-                    return Eigenpairs(values, vectors, residuals, filled)
-                if filled == most:
-                    raise ConvergenceError(f"after {filled} products the largest residual is {residuals.max():.1e}")
-            new = HQ[:, filled - width : filled]
-            for _ in range(2):  # twice is enough
-                new = new - Q[:, :filled] @ (Q[:, :filled].T @ new)
-            new = torch.linalg.qr(new).Q
-            new = torch.linalg.qr(new - Q[:, :filled] @ (Q[:, :filled].T @ new)).Q
+    @cached_property
+    def mean_input(self) -> Float[Tensor, " n"]:
+        """E[x]/‖E[x]‖."""
+        return nn.functional.normalize(self.X.mean(0), dim=0)
 
 
-def perceptron_layer(
-    weights: Sequence[Float[Tensor, "out in"]], biases: Sequence[Float[Tensor, " out"]], X: Float[Tensor, "N d"],
-    layer: int,
-) -> LayerHessian:  # fmt: skip
-    """Hessian of the mean cross-entropy loss by one layer's weights, of a fully connected ReLU network.
+@dataclass(frozen=True)
+class ConvolutionHessian(_Factored):
+    """The exact Hessian of a convolution's weights, E[JᵀJ], and the K-FAC-like factors beside it: App A.2.
+
+    Attributes
+    ----------
+    J
+        (N, r, mn) Sᵀ times the Jacobian of the logits by the weights.
+    output_hessian
+        (m, m) E[M̃], (33): M summed over pairs of equal positions, divided by their number P.
+    autocorrelation
+        (n, n) E[XXᵀ] with X the n × P unfolded input, n = channels × kernel height × width.
+    mean_input
+        (n,) first left singular vector of E[X].
+    """
+
+    J: Float[Tensor, "N r mn"]
+    output_hessian: Float[Tensor, "m m"]
+    autocorrelation: Float[Tensor, "n n"]
+    mean_input: Float[Tensor, " n"]
+
+    def __matmul__(self, V: Float[Tensor, "mn k"]) -> Float[Tensor, "mn k"]:
+        """Product with k vectors: 4 N r m n k floating-point operations."""
+        flat = self.J.flatten(0, 1)
+        return flat.T @ (flat @ V) / len(self.J)
+
+
+def layer_hessian(
+    network: nn.Module, layer: str, X: Float[Tensor, "N *shape"]
+) -> LayerHessian | ConvolutionHessian:  # fmt: skip
+    """Hessian of the mean cross-entropy loss by the weights of one layer, over the samples X.
 
     Parameters
     ----------
-    weights, biases
-        From the first layer to the output.
-    X
-        Inputs of the network.
+    network
+        Gives logits, (N, c). Batch norm is taken with its running statistics.
     layer
-        Index into ``weights``.
+        Name of a :class:`torch.nn.Linear` or :class:`torch.nn.Conv2d` in it.
 
     Raises
     ------
     ValueError
         If there is no such layer.
     """
-    if not 0 <= layer < len(weights):
-        raise ValueError(f"layer must be between 0 and {len(weights) - 1}, got {layer}")
-    x, inputs, masks = X, [], []
-    for W, b in zip(weights, biases, strict=True):
-        inputs.append(x)
-        z = torch.addmm(b, x, W.T)
-        masks.append(z > 0)
-        x = z.relu()
-    p = z.softmax(1)
+    module = dict(network.named_modules()).get(layer)
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        known = [name for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        raise ValueError(f"there is no layer {layer!r} with weights; there are {known}")
+    network.eval()
+    pieces = [_passed(network, module, x) for x in X.split(SAMPLES_AT_ONCE)]
+    if isinstance(module, nn.Linear):
+        return LayerHessian(*(torch.cat(part) for part in zip(*pieces, strict=True)))
+    J, M, C, mean = [], 0, 0, 0
+    for x, B in pieces:  # B is (N, m, P1, P2, r)
+        unfolded = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+        B = B.flatten(2, 3)
+        J.append(torch.einsum("zmpr,znp->zrmn", B, unfolded).flatten(2))
+        M = M + torch.einsum("zmpr,zlpr->ml", B, B) / B.shape[2]
+        C = C + torch.einsum("znp,zlp->nl", unfolded, unfolded)
+        mean = mean + unfolded.sum(0)
+    first = torch.linalg.svd(mean, full_matrices=False).U[:, 0]
+    return ConvolutionHessian(torch.cat(J), M / len(X), C / len(X), first * first.sum().sign())
+
+
+def _passed(network: nn.Module, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs of a layer, and B = GᵀS of shape (N, *output, c), for a batch."""
+    caught = []
+
+    def catch(_module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        caught.append((inputs[0].detach(), leaf))
+        return leaf
+
+    handle = module.register_forward_hook(catch)
+    try:
+        with torch.enable_grad():
+            logits = network(x)
+    finally:
+        handle.remove()
+    inputs, leaf = caught[0]
+    p = logits.detach().softmax(1)
     root = p.sqrt()
-    B = torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
-    for W, mask in zip(reversed(weights[layer + 1 :]), reversed(masks[layer:-1]), strict=True):
-        B = mask[:, :, None] * (W.T @ B)
-    return LayerHessian(inputs[layer], B)
+    S = torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
+    last = S.shape[2] - 1
+    columns = [torch.autograd.grad(logits, leaf, S[:, :, r], retain_graph=r < last)[0] for r in range(last + 1)]
+    return inputs, torch.stack(columns, -1)

@@ -1,5 +1,9 @@
 """Subspaces and how much two of them overlap; eigenvectors of a layer as matrices: Wu et al. (2022), Section 2."""
 
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -38,3 +42,39 @@ def rank_one_share(h: Float[Tensor, "mn *k"], m: int) -> Float[Tensor, "*k"]:
     """‖Mat(h)‖/‖Mat(h)‖_F: 1 for a matrix of rank 1 (Figure 21)."""
     singular_values = torch.linalg.svdvals(matricized(h, m))
     return singular_values[..., 0] / torch.linalg.vector_norm(singular_values, dim=-1)
+
+
+def correspondence(
+    h: Float[Tensor, "mn k"], U: Float[Tensor, "m a"], V: Float[Tensor, "n b"]
+) -> tuple[Float[Tensor, "b k"], Float[Tensor, "a k"]]:
+    """‖Mat(h_j) v_i‖² and ‖Mat(h_j)ᵀ u_i‖², (265) and (266): 1 where h_j is a Kronecker product with that vector."""
+    matrices = matricized(h, len(U))
+    return (matrices @ V).square().sum(1).T, (matrices.mT @ U).square().sum(1).T
+
+
+def pairwise_overlaps(bases: Sequence[Float[Tensor, "d K"]]) -> Float[np.ndarray, "E E K"]:
+    """:func:`nested_overlaps` of every two of E bases; nan on the diagonal."""
+    E, K = len(bases), bases[0].shape[1]
+    pairs = np.full((E, E, K), np.nan)
+    for i, j in combinations(range(E), 2):
+        pairs[i, j] = pairs[j, i] = nested_overlaps(bases[i], bases[j]).cpu().numpy()
+    return pairs
+
+
+def pseudovalues(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "E *more"]:
+    """Jackknife of the mean over pairs of E models: the mean of what is returned is that mean.
+
+    Pairs that share a model depend on one another; leaving out a model at a time, E θ − (E − 1) θ_{−i}, gives values
+    whose t-interval allows for that. With few models it is too wide rather than too narrow.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three models.
+    """
+    E = len(pairs)
+    if E < 3:
+        raise ValueError(f"leaving one of the models out needs at least 3, got {E}")
+    of_model = np.nansum(pairs, 1)
+    total = of_model.sum(0) / 2
+    return 2 / (E - 1) * total - (E - 1) * (total - of_model) * 2 / ((E - 1) * (E - 2))
