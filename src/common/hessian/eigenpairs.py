@@ -81,12 +81,12 @@ def top_eigenpairs(
         filled += new.shape[1]
         last, basis = slice(filled - new.shape[1], filled), Q[:filled]
         image = operator @ new
-        coefficients = basis @ image
-        T[:filled, last], T[last, :filled] = coefficients, coefficients.T
-        image -= basis.T @ coefficients
-        new, R = torch.linalg.qr(image)
-        new, again = torch.linalg.qr(new - basis.T @ (basis @ new))  # twice is enough
-        checked = filled <= 8 * block or filled == most or filled % (8 * block) < block
+        near = slice(max(0, filled - 2 * block), filled)  # all others are orthogonal but for rounding
+        coefficients = Q[near] @ image
+        T[near, last], T[last, near] = coefficients, coefficients.T
+        new, R = torch.linalg.qr(image - Q[near].T @ coefficients)
+        new, again = torch.linalg.qr(new - ((new.T @ basis.T) @ basis).T)  # twice is enough
+        checked = filled <= 8 * block or filled == most or filled % (4 * block) < block
         if checked and filled >= min(most, k + 2 * block):
             projected = T[:filled, :filled]
             values, C = torch.linalg.eigh((projected + projected.T) / 2)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from common.hessian.eigenpairs import Eigenpairs, top_eigenpairs
 
-#: Entries of what is held at once for a product.
-CHUNK = 2**25
+#: Entries of what is held at once for a product; more is slower, as it leaves the processor's caches.
+CHUNK = 2**22
 #: Samples that pass through a network at once.
 SAMPLES_AT_ONCE = 500
 #: Vectors that are multiplied at once, and the first dimensions of the Krylov space.
