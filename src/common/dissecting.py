@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from common import classifiers, ensembles
 from common.classifiers import classifier, layer_names
 from common.data import DataSource, images
-from common.ensembles import Ensemble, Scheme, train_ensemble
+from common.ensembles import Ensemble, Scheme, side_by_side, train_ensemble
 from common.hessian import eigenpairs, full, kronecker, subspace
 from common.hessian.eigenpairs import Eigenpairs, top_eigenpairs
 from common.hessian.full import FullHessian, gauss_newton_forms, output_approximation
@@ -32,7 +32,7 @@ from common.zoo import cached
 SCHEMES = {"default": Scheme(), "slow": Scheme(lr=0.001), "momentum": Scheme(momentum=0.9, weight_decay=5e-4)}
 #: How the names of data sets with random labels end.
 RANDOM = "-R"
-#: Epochs after which a convolutional network is kept, besides the last.
+#: Epochs after which a LeNet is kept, besides the last.
 TRAJECTORY = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
 
@@ -69,7 +69,7 @@ class Dissected:
         """Names of the layers with weights."""
         return layer_names(self.network(0))
 
-    def network(self, member: int, epoch: int | None = None) -> nn.Sequential:
+    def network(self, member: int, epoch: int | None = None) -> nn.Module:
         """One network after ``epoch`` epochs, the last ones by default, to be evaluated."""
         network = classifier(self.name, self.X.shape[1:], self.classes)
         self.ensemble.load(network, member, epoch)
@@ -132,8 +132,8 @@ def dissected(
 ) -> Dissected:
     """Equal networks, trained on the same samples, or taken from the files of the zoo.
 
-    Fully connected networks of an ensemble are trained and kept together; convolutional ones one by one, so that those
-    who ask for three and for five share three.
+    Fully connected networks of an ensemble are trained and kept together; convolutional ones one by one, two at once on
+    a CPU, so that those who ask for three and for five share three.
 
     Parameters
     ----------
@@ -171,21 +171,23 @@ def dissected(
     device = default_device()
     seeds = [seed + first + k for k in range(members)]
     alone = not name.startswith("F-")
-    keep = [epoch for epoch in TRAJECTORY if epoch < epochs] if alone else []
-    parts = []
-    for group in [[s] for s in seeds] if alone else [seeds]:
+    keep = [epoch for epoch in TRAJECTORY if epoch < epochs] if name.startswith("LeNet5") else []
+
+    def train(group: list[int]) -> Ensemble:
         key = {
             "name": name, "X": X, "y": y, "seeds": group, "epochs": epochs, "scheme": vars(SCHEMES[scheme]),
             "keep": keep,
         }  # fmt: skip
         kept = cached(
             "wu_networks", key, code=[classifiers, ensembles],
-            make=lambda checkpoint, group=group: train_ensemble(
+            make=lambda checkpoint: train_ensemble(
                 lambda: classifier(name, X.shape[1:], classes), X.to(device), y.to(device), seeds=group, epochs=epochs,
                 scheme=SCHEMES[scheme], keep=keep, progress=f"{name} on {data}", checkpoint=checkpoint,
             ).tensors(),
         )  # fmt: skip
-        parts.append(Ensemble.of_tensors(kept))
+        return Ensemble.of_tensors(kept)
+
+    parts = side_by_side(train, [[s] for s in seeds] if alone else [seeds], device)
     return Dissected(name, X, y, classes, found.source, Ensemble.joined(parts))
 
 

@@ -1,13 +1,15 @@
 """Several equal networks trained at once, each with its own initialization and order of the samples.
 
-SGD on the mean cross-entropy of mini-batches from Xavier's initialization: Wu et al. (2022), App E.3. Fully connected
-networks take their steps together, as batched matrix products. Convolutional ones take turns: as one grouped
+SGD on the mean cross-entropy of mini-batches, by default from Xavier's initialization: Wu et al. (2022), App E.3. Fully
+connected networks take their steps together, as batched matrix products. Convolutional ones take turns: as one grouped
 convolution sixteen LeNets cost 2.7 times as much on a CPU.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from common.classifiers import xavier
 from common.training import Checkpoint
 
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 #: Samples that pass through a network at once where no gradient is needed.
 EVALUATED_AT_ONCE = 2000
 
@@ -149,7 +153,7 @@ class _Together:
 class _InTurn:
     """Any network and any scheme: torch's autograd and SGD, one network after the other."""
 
-    def __init__(self, networks: Sequence[nn.Sequential], X: Tensor, y: Tensor, scheme: Scheme):
+    def __init__(self, networks: Sequence[nn.Module], X: Tensor, y: Tensor, scheme: Scheme):
         self.networks, self.y = networks, y
         self.X = X.to(memory_format=torch.channels_last) if X.ndim == 4 else X
         for network in networks:
@@ -185,9 +189,9 @@ class _InTurn:
 
 
 def train_ensemble(
-    build: Callable[[], nn.Sequential], X: Float[Tensor, "N *shape"], y: Int[Tensor, " N"], *, seeds: Sequence[int],
+    build: Callable[[], nn.Module], X: Float[Tensor, "N *shape"], y: Int[Tensor, " N"], *, seeds: Sequence[int],
     epochs: int, scheme: Scheme | None = None, keep: Sequence[int] = (), progress: str = "",
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint | None = None, initialize: Callable[[nn.Module, torch.Generator], None] = xavier,
 ) -> Ensemble:  # fmt: skip
     """Train one network for each seed on the same samples.
 
@@ -205,6 +209,8 @@ def train_ensemble(
         If not empty, this word and the time are printed ten times.
     checkpoint
         Where to leave the state, and to take it up; the result does not depend on an interruption.
+    initialize
+        Draws the parameters of a network, in place.
 
     Raises
     ------
@@ -221,9 +227,9 @@ def train_ensemble(
         raise ValueError(f"epochs to keep must lie in 0..{epochs}, got {list(keep)}")
     networks = [build() for _ in seeds]
     for network, seed in zip(networks, seeds, strict=True):
-        xavier(network, torch.Generator().manual_seed(seed))
+        initialize(network, torch.Generator().manual_seed(seed))
         network.to(X.device)
-    dense = all(isinstance(m, nn.Flatten | nn.Linear | nn.ReLU | nn.BatchNorm1d) for m in networks[0])
+    dense = all(isinstance(m, nn.Flatten | nn.Linear | nn.ReLU | nn.BatchNorm1d) for m in networks[0].children())
     plain = scheme.momentum == 0 and scheme.weight_decay == 0
     trainer = (_Together if dense and plain else _InTurn)(networks, X, y, scheme)
     states: dict[str, list[Tensor]] = {name: [] for name in trainer.now()}
@@ -285,3 +291,17 @@ def _group(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
 def _evaluate(network: nn.Module, X: Tensor, y: Tensor) -> tuple[float, float]:
     logits = torch.cat([network(x) for x in X.split(EVALUATED_AT_ONCE)])
     return float(nn.functional.cross_entropy(logits, y)), float((logits.argmax(1) == y).float().mean())
+
+
+def side_by_side(function: Callable[[Task], Result], tasks: Sequence[Task], device: torch.device) -> list[Result]:
+    """The results of independent tasks: on a CPU two at once, each in a thread, on a GPU in turn.
+
+    What is interrupted does not wait for the rest.
+    """
+    if device.type != "cpu":
+        return [function(task) for task in tasks]
+    pool = ThreadPoolExecutor(2)
+    try:
+        return list(pool.map(function, tasks))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
