@@ -1,10 +1,13 @@
 """Ensembles against torch's own training of each network alone; the networks by their names."""
 
+import threading
+import time
+
 import pytest
 import torch
 
-from common.classifiers import classifier, layer_names, xavier
-from common.ensembles import Scheme, train_ensemble
+from common.classifiers import classifier, layer_names, truncated_gaussian, xavier
+from common.ensembles import Scheme, side_by_side, train_ensemble
 from common.zoo import PartialFile
 
 SCHEME = Scheme(lr=0.1, batch_size=16)
@@ -96,8 +99,71 @@ def test_networks_have_the_sizes_of_tables_3_to_5():
     assert parameters("LeNet5", (3, 32, 32)) == parameters("LeNet5-BN", (3, 32, 32)) == lenet
     assert parameters("LeNet5-(fc1-80)", (1, 28, 28))[2:4] == [(80, 400), (84, 80)]
     assert layer_names(classifier("LeNet5-BN", (1, 28, 28), 10)) == ["conv1", "conv2", "fc1", "fc2", "fc3"]
-    for wrong in ("F-0^2", "F", "LeNet6", "F-200^2BN", "LeNet5-(fc1-0)"):
+    vgg = [p[:2] for p in parameters("VGG11", (3, 32, 32))]
+    assert vgg == [(64, 3), (128, 64), (256, 128), (256, 256), (512, 256), *[(512, 512)] * 3, (10, 512)]
+    assert [p[:2] for p in parameters("VGG11-W32", (3, 32, 32))] == [(32, 3), *[(32, 32)] * 7, (10, 32)]
+    assert layer_names(classifier("VGG11-W32", (3, 32, 32), 10)) == [*(f"conv{k}" for k in range(1, 9)), "fc1"]
+    with pytest.raises(ValueError, match="32 × 32 pixels"):
+        classifier("VGG11", (1, 28, 28), 10)
+    for wrong in ("F-0^2", "F", "LeNet6", "F-200^2BN", "LeNet5-(fc1-0)", "VGG11-W0", "ResNet18"):
         with pytest.raises(ValueError, match=r"unknown network|at least 1"):
             classifier(wrong, (3, 32, 32), 10)
     with pytest.raises(ValueError, match="28 × 28 or 32 × 32"):
         classifier("LeNet5", (3, 30, 30), 10)
+
+
+def test_resnet18_is_the_usual_one_without_batch_norm():
+    network = classifier("ResNet18-W4", (3, 32, 32), 10).double()
+    X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights, shapes = dict(network.named_parameters()), []
+
+    def conv(name, x, stride=1):
+        weight = weights[f"{name}.weight"]
+        return torch.nn.functional.conv2d(x, weight, weights[f"{name}.bias"], stride, weight.shape[2] // 2)
+
+    x, k = conv("conv1", X).relu(), 1
+    for stage, stride in enumerate((1, 2, 2, 2)):
+        for block in range(2):
+            first = stride if block == 0 else 1
+            inner = conv(f"conv{k + 2}", conv(f"conv{k + 1}", x, first).relu())
+            x = (inner + (conv(f"sc-conv{stage}", x, 2) if first == 2 else x)).relu()
+            k += 2
+        shapes.append(tuple(x.shape[1:]))
+    assert shapes == [(4, 32, 32), (4, 16, 16), (4, 8, 8), (4, 4, 4)]
+    expected = x.mean((2, 3)) @ weights["fc1.weight"].T + weights["fc1.bias"]
+    torch.testing.assert_close(network(X), expected)
+    assert layer_names(network) == [*(f"conv{k}" for k in range(1, 18)), "sc-conv1", "sc-conv2", "sc-conv3", "fc1"]
+    found = train_ensemble(  # not a sequence of modules
+        lambda: classifier("ResNet18-W4", (3, 32, 32), 10), X.float(), torch.tensor([0, 1]), seeds=[0], epochs=1
+    )
+    assert found.loss.isfinite().all()
+
+
+def test_the_gaussian_initialization_of_dziugaite_and_roy():
+    network = classifier("F-300-20", (400, 1, 1), 10)
+    truncated_gaussian(network, torch.Generator().manual_seed(0))
+    W = network.get_submodule("fc1").weight.detach()
+    assert W.abs().max() <= 0.08
+    assert float(W.std()) == pytest.approx(0.04 * 0.8796, rel=0.01)  # a standard normal cut at 2 has this deviation
+    assert (network.get_submodule("fc1").bias == 0.1).all() and (network.get_submodule("fc2").bias == 0).all()
+
+
+def test_tasks_side_by_side_keep_their_order_and_do_not_wait_when_interrupted():
+    barrier, waiting = threading.Barrier(2, timeout=20), threading.Event()
+
+    def square(k):
+        barrier.wait()  # never met by one thread alone
+        return k * k
+
+    assert side_by_side(square, [3, 1, 2, 5], torch.device("cpu")) == [9, 1, 4, 25]
+
+    def fails(k):
+        if k == 0:
+            raise KeyboardInterrupt
+        waiting.wait(20)
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(fails, [0, 1, 2], torch.device("cpu"))
+    assert time.monotonic() - begin < 10
+    waiting.set()

@@ -8,16 +8,17 @@ import torch
 from torch import nn
 
 from common import paths
-from common.classifiers import classifier, xavier
+from common.classifiers import classifier, layer_names, xavier
 from common.hessian.eigenpairs import ConvergenceError, top_eigenpairs
 from common.hessian.full import FullHessian, gauss_newton_forms, output_approximation
-from common.hessian.kronecker import ConvolutionHessian, LayerHessian, layer_hessian
+from common.hessian.kronecker import ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
 from common.hessian.subspace import (
     correspondence,
     matricized,
     nested_overlaps,
     overlap,
     pairwise_overlaps,
+    peaks,
     pseudovalues,
     rank_one_share,
 )  # fmt: skip
@@ -81,6 +82,25 @@ def test_layers_of_a_convolutional_network_have_the_hessian_of_autograd(layer, m
     network, X = small_convnet()
     expected = hessian_by_autograd(network, layer, X)
     torch.testing.assert_close(dense(layer_hessian(network, layer, X)), expected, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ResNet18-W2", "VGG11-W2"])
+def test_all_layers_of_a_large_network_at_once(name, monkeypatch):
+    """Branches that are left and joined again, strides and an average over positions, against autograd."""
+    monkeypatch.setattr("common.hessian.kronecker.SAMPLES_AT_ONCE", 2)
+    network = classifier(name, (3, 32, 32), 3).double()
+    X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    prepared(network, X)
+    layers = layer_names(network)
+    found = layer_hessians(network, layers, X)
+    assert list(found) == layers
+    for layer in ("conv1", "conv2", "conv6", "sc-conv1", "conv15", "fc1"):
+        if layer in layers:
+            expected = hessian_by_autograd(network, layer, X)
+            assert expected.abs().max() > 1e-8
+            torch.testing.assert_close(dense(found[layer]), expected, atol=1e-12, rtol=1e-8)
+            alone = layer_hessian(network, layer, X)
+            torch.testing.assert_close(alone.output_hessian, found[layer].output_hessian)
 
 
 def test_factors_of_a_convolution_are_those_of_equation_33():
@@ -214,6 +234,13 @@ def test_pairs_of_models_and_their_jackknife():
     np.testing.assert_allclose(values[0], 4 * every.mean(0) - 3 * without_first)
     with pytest.raises(ValueError, match="at least 3"):
         pseudovalues(pairs[:2, :2])
+
+
+def test_peaks_with_each_model_left_out():
+    pairs = np.full((3, 3, 4), np.nan)
+    for (i, j), values in {(0, 1): [0, 1, 9, 0], (0, 2): [0, 2, 0, 0], (1, 2): [5, 7, 0, 0]}.items():
+        pairs[i, j] = pairs[j, i] = values
+    assert peaks(pairs) == (2, (2, 3))  # the sums are 5, 10, 9, 0; pair (0, 1) alone has its largest at 3
 
 
 def test_a_product_of_two_vectors_has_rank_one_and_corresponds_to_both():

@@ -155,6 +155,24 @@ def test_the_bound_holds_for_posteriors_fitted_to_their_samples():
     assert too_low > 35 and informative > 85
 
 
+def test_the_bound_holds_where_noise_is_learned_by_heart():
+    """Random labels of as many dimensions as samples: e = ½ and ê near 0, which only KL can tell."""
+    N, n, confidence = 400, 400, Confidence()
+    schedule = Schedule(epochs=20, lr=0.01, lr_spread=0.1, decay_every=10, batch_size=100)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(100 + seed)
+        X, y = torch.randn(N, n, generator=generator), torch.randint(2, (N,), generator=generator)
+        prior = [0.01 * torch.randn(2, n + 1, generator=torch.Generator().manual_seed(seed))]
+        fitted = [prior[0].clone()]
+        fitted[0][1] += torch.linalg.lstsq(with_one(X), 20 * y[:, None] - 10.0).solution[:, 0]
+        q = tighten(fitted, prior, X, y, [METHODS["APPR"]], schedule=schedule, confidence=confidence, seed=seed)
+        (found,) = bounds(q, X, y, draws=2000, seed=50 + seed, confidence=confidence)
+        assert found.error < 0.2
+        assert found.bound > 0.5
+        rho = found.half_log_prior
+        assert pac_bayes_bound(round(found.error * 2000), 2000, lambda _: 0.0, rho, N, confidence).bound < 0.5
+
+
 def test_the_terms_of_the_bound():
     confidence = Confidence()
     rho = (math.log(confidence.c) - 137.3 / confidence.b) / 2
@@ -325,6 +343,16 @@ def test_an_interrupted_optimization_gives_the_same(methods, tmp_path, monkeypat
         assert A.tril(-1).abs().max() > 1e-3
     with pytest.raises(ValueError, match="a batch of 16"):
         run(rows=slice(9))
+
+
+def test_variances_in_a_learned_basis_are_marginal():
+    q, (X, _) = random_posteriors(1, mixed=True), samples(40)
+    generator = torch.Generator().manual_seed(0)
+    U, V = q.outputs[1][0], q.inputs[1][0]
+    draws = torch.stack([rotate(drawn_weights(q, 0, generator)[1], U, V) for _ in range(4000)])
+    expected = draws.var(0)[:, :-1].flatten().sort().values
+    _, variance = spread_along_curvature(q, 0, X)[1]
+    torch.testing.assert_close(variance.sort().values, expected, rtol=0.15, atol=0.01)
 
 
 def test_curvatures_are_the_eigenvalues_of_the_kronecker_product_in_its_own_basis():

@@ -23,8 +23,8 @@ from common.ensembles import Ensemble, Scheme, side_by_side, train_ensemble
 from common.hessian import eigenpairs, full, kronecker, subspace
 from common.hessian.eigenpairs import Eigenpairs, top_eigenpairs
 from common.hessian.full import FullHessian, gauss_newton_forms, output_approximation
-from common.hessian.kronecker import ConvolutionHessian, LayerHessian, layer_hessian
-from common.hessian.subspace import nested_overlaps
+from common.hessian.kronecker import ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
+from common.hessian.subspace import nested_overlaps, pairwise_overlaps
 from common.pieces import Piece, default_device, make_pieces
 from common.zoo import cached
 
@@ -125,6 +125,46 @@ class Dissected:
         state = {f"state:{name}": tensor for name, tensor in network.state_dict().items()}
         key = state | {"name": self.name, "X": X, "y": y, "k": k, "tolerance": tolerance}
         return cached("wu_full_eigenpairs", key, make=make, code=[classifiers, full, kronecker, eigenpairs, subspace])
+
+    def overlaps(self, samples: int, shown: float, tolerance: float = 1e-4) -> dict[str, dict[str, Tensor]]:
+        """Overlaps of all pairs of networks in every layer, and the eigenvalues of its factors, kept in a file.
+
+        Bases of large layers take much more room than what is wanted of them, and are not kept.
+
+        Parameters
+        ----------
+        shown
+            Largest k in units of m.
+
+        Returns
+        -------
+        dict
+            Of every layer ``pairs`` (E, E, k), :func:`~common.hessian.subspace.pairwise_overlaps`; ``tau`` (E, m) and
+            ``gamma`` (E, n), eigenvalues of E[M] and E[xxᵀ], descending.
+        """
+        device, layers = default_device(), self.layers
+        networks, X = [self.network(member) for member in range(self.members)], self.X[:samples]
+        states = {f"{e}:{name}": t for e, network in enumerate(networks) for name, t in network.state_dict().items()}
+
+        def measure(network: nn.Module) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+            found, hessians = {}, layer_hessians(network.to(device), layers, X.to(device))
+            for layer in layers:
+                H = hessians.pop(layer)
+                k = min(round(shown * len(H.output_hessian)), H.shape[0])
+                found[layer] = H.top_eigenpairs(k, tolerance=tolerance).vectors, H.output_basis[0], H.input_basis[0]
+            return found
+
+        def make(_: object) -> dict[str, Tensor]:
+            measured, result = side_by_side(measure, networks, device), {}
+            for layer in layers:
+                bases, tau, gamma = zip(*(one[layer] for one in measured), strict=True)
+                result[f"{layer}:pairs"] = torch.from_numpy(pairwise_overlaps(bases))
+                result |= {f"{layer}:tau": torch.stack(tau), f"{layer}:gamma": torch.stack(gamma)}
+            return result
+
+        key = states | {"name": self.name, "X": X, "shown": shown, "tolerance": tolerance}
+        kept = cached("wu_overlaps", key, make=make, code=[classifiers, kronecker, eigenpairs, subspace])
+        return {layer: {part: kept[f"{layer}:{part}"] for part in ("pairs", "tau", "gamma")} for layer in layers}
 
 
 def dissected(
@@ -235,6 +275,15 @@ def _overlapping(p: dict) -> None:
                 case.eigenpairs(member, layer, samples, round(p["shown"] * m))
 
 
+def _large(p: dict) -> None:
+    """The networks of Figures 7 and 8, and the overlaps of their layers."""
+    columns = ("networks", "epochs", "samples", "hessian_samples")
+    for row, epochs, samples, used in zip(*(p[column] for column in columns), strict=True):
+        name, data = row.split()
+        sizes = {"members": p["members"], "epochs": epochs, "samples": samples, "seed": p["seed"]}
+        dissected(name, data, scheme=p["scheme"], **sizes).overlaps(used, p["shown"])
+
+
 PIECES: dict[str, Sequence[Piece]] = {
     "fig01_teaser": (lambda p: _trained(p, "CIFAR-10"),),
     "fig02_kronecker": (
@@ -243,11 +292,17 @@ PIECES: dict[str, Sequence[Piece]] = {
     ),
     "fig03_eigenspectra": (lambda p: _trained(p, "MNIST"), lambda p: _trained(p, "MNIST-R")),
     "fig04_overlap": (_overlapping,),
+    "fig07_08_convnets": (_large,),
     "fig09_10_failures": (
         lambda p: _trained(p, "MNIST"), lambda p: _trained(p, "MNIST", name="deeper", part="deeper_"),
         lambda p: _trained(p | {"scheme": "momentum"}, "CIFAR-10", name="convolutional", part="convolutional_"),
+        lambda p: _trained(p | {"scheme": "momentum"}, "CIFAR-10", name="large", part="large_").overlaps(
+            p["large_hessian_samples"], 1.5
+        ),
     ),
-    "fig11_18_correspondence": (lambda p: _trained(p, "CIFAR-10"),),
+    "fig11_18_correspondence": (
+        lambda p: _trained(p, "CIFAR-10"), lambda p: _trained(p, "CIFAR-10", name="large", part="large_")
+    ),
     "fig19_20_trajectory": (lambda p: _trained(p, "CIFAR-10"),),
     "fig21_low_rank_eigenvectors": (lambda p: _trained(p, "CIFAR-10"),),
     "fig26_28_batch_norm": (

@@ -42,6 +42,8 @@ from common.training import Checkpoint
 
 #: Of every layer (m, n + 1), the bias last.
 Weights = Sequence[Float[Tensor, "m n1"]]
+#: Added to the seeds of the order of samples, so that it does not share a stream with the noise.
+ORDER = 2**29
 #: Draws of a network and a sample that are passed on at once.
 DRAWS_AT_ONCE = 2000
 
@@ -202,6 +204,8 @@ class Posteriors:
         Of every layer U (E, m, m) and V (E, n, n), orthogonal.
     mean, log_std, prior_mean
         Of every layer M, ς and the rotated w₀, (E, m, n + 1).
+    prior_weights
+        Of every layer w₀, (m, n + 1).
     half_log_prior
         (E,) ϱ = ½ ln λ.
     mixing
@@ -214,6 +218,7 @@ class Posteriors:
     mean: list[Tensor]
     log_std: list[Tensor]
     prior_mean: list[Tensor]
+    prior_weights: Weights
     half_log_prior: Float[Tensor, " E"]
     mixing: list[tuple[Tensor, Tensor]]
 
@@ -230,7 +235,7 @@ class Posteriors:
         outputs, inputs = repeated([unit(len(w)) for w in weights]), repeated([unit(w.shape[1] - 1) for w in weights])
         mixing = [tuple(repeated([unit(len(w)), unit(w.shape[1])])) for w in weights] if mixed else []
         rho = weights[0].new_full((E,), -3.0)
-        found = cls(outputs, inputs, repeated(weights), [], repeated(prior_weights), rho, mixing)
+        found = cls(outputs, inputs, repeated(weights), [], repeated(prior_weights), prior_weights, rho, mixing)
         found.log_std = [log_abs(mean) for mean in found.mean]
         return found
 
@@ -246,9 +251,9 @@ class Posteriors:
 
     def change_basis(self, e: int, layer: int, U: Float[Tensor, "m m"], V: Float[Tensor, "n n"]) -> None:
         """Let U and V be the bases of one layer; the mean network stays, ς keep their places (Algorithm 1)."""
-        old, new = (self.outputs[layer][e], self.inputs[layer][e]), (U, V)
-        for tensor in (self.mean[layer][e], self.prior_mean[layer][e]):
-            tensor.copy_(rotate(turn_back(tensor, *old), *new))
+        old = turn_back(self.mean[layer][e], self.outputs[layer][e], self.inputs[layer][e])
+        self.mean[layer][e] = rotate(old, U, V)
+        self.prior_mean[layer][e] = rotate(self.prior_weights[layer], U, V)
         self.outputs[layer][e], self.inputs[layer][e] = U, V
 
     def mean_weights(self, e: int) -> list[Float[Tensor, "m n1"]]:
@@ -429,7 +434,7 @@ class Descent:
 
         ``X`` are the inputs as each posterior sees them, the same in every epoch.
         """
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(ORDER + seed)).to(y.device)
         batches = len(y) // batch_size
 
         def step(rows: Int[Tensor, " B"]) -> Float[Tensor, " E"]:
@@ -602,7 +607,7 @@ def tighten(
     """Algorithm 1 for several methods at once, from one network.
 
     Adam takes the place of the plain descent that is printed: along a direction that does not matter for the loss a
-    step raises ς by less than τ/4R(N − 1), by 0.02 in 2000 epochs, and so would leave Q where it was.
+    step raises ς by less than τ/4R(N − 1), by less than 0.01 in the 2000 epochs of App H, and so leaves Q where it was.
 
     Parameters
     ----------
@@ -616,13 +621,15 @@ def tighten(
     Raises
     ------
     ValueError
-        If there are fewer samples than in a batch.
+        If there are fewer samples than in a batch, or only some methods have learned bases.
     FloatingPointError
         If the objective stops being finite.
     """
     N = len(y)
     if schedule.batch_size > N:
         raise ValueError(f"a batch of {schedule.batch_size} samples needs as many, got {N}")
+    if len({method.mixed for method in methods}) != 1:
+        raise ValueError("all methods must have learned bases, or none")
     q = Posteriors.start(weights, prior_weights, len(methods), mixed=methods[0].mixed)
     first = _eigenvectors(X.T @ X / N)  # of the first layer, for all time
     chosen = torch.randperm(N, generator=torch.Generator().manual_seed(seed))[: schedule.hessian_samples]
@@ -637,7 +644,7 @@ def tighten(
             if schedule.finds_bases(epoch, method):
                 factors = kronecker_factors(q.mean_weights(e), samples, approximated=method.approximated)
                 for layer, (output, autocorrelation) in enumerate(factors):
-                    V = _eigenvectors(autocorrelation) if layer else first
+                    V = _eigenvectors(autocorrelation) if layer else q.inputs[0][e] if epoch else first
                     q.change_basis(e, layer, _eigenvectors(output), V)
                     if epoch == 0:
                         q.log_std[layer][e] = log_abs(q.mean[layer][e])
@@ -686,12 +693,16 @@ def spread_along_curvature(
 ) -> list[tuple[Float[Tensor, " k"], Float[Tensor, " k"]]]:
     """Of every layer the curvature along each direction of the posterior's basis, descending, and the variance there.
 
-    The curvature is that of E[M] ⊗ E[xxᵀ] at the posterior's mean, (uᵀE[M]u)(vᵀE[xxᵀ]v), k = m n.
+    The curvature is that of E[M] ⊗ E[xxᵀ] at the posterior's mean, (uᵀE[M]u)(vᵀE[xxᵀ]v), k = m n; biases are left out.
     """
     found = []
     for layer, (M, C) in enumerate(kronecker_factors(q.mean_weights(e), X)):
         U, V = q.outputs[layer][e], q.inputs[layer][e]
         curvature = torch.outer((U * (M @ U)).sum(0), (V * (C @ V)).sum(0)).flatten()
+        variance = (2 * q.log_std[layer][e]).exp()
+        if q.mixing:
+            A, C = (part[e] for part in q.mixing[layer])
+            variance = A.square() @ variance @ C.square().T
         order = curvature.argsort(descending=True)
-        found.append((curvature[order], (2 * q.log_std[layer][e, :, :-1]).exp().flatten()[order]))
+        found.append((curvature[order], variance[:, :-1].flatten()[order]))
     return found

@@ -6,6 +6,7 @@ logits by the layer's output and :math:`A=\mathrm{diag}(p)-pp^\top=SS^\top`, :ma
 p^\top`. So M is :math:`BB^\top` with :math:`B=G^\top S`, one backward pass a class.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,7 +56,7 @@ class _Factored:
         values, i, j = self.kronecker_places(k)
         return values, (self.output_basis[1][:, None, i] * self.input_basis[1][None, :, j]).reshape(-1, k)
 
-    def top_eigenpairs(self, k: int, *, tolerance: float = 1e-4, most: int | None = None) -> Eigenpairs:
+    def top_eigenpairs(self, k: int, *, tolerance: float = 1e-4) -> Eigenpairs:
         """The k largest eigenpairs, by :func:`~common.hessian.eigenpairs.top_eigenpairs` from the Kronecker product's.
 
         Raises
@@ -66,7 +67,7 @@ class _Factored:
             If they do not converge.
         """
         _, start = self.kronecker_eigenpairs(min(self.shape[0], BLOCK))
-        return top_eigenpairs(self, k, start=start, tolerance=tolerance, most=most)
+        return top_eigenpairs(self, k, start=start, tolerance=tolerance)
 
 
 @dataclass(frozen=True)
@@ -157,45 +158,70 @@ def layer_hessian(
     ValueError
         If there is no such layer.
     """
-    module = dict(network.named_modules()).get(layer)
-    if not isinstance(module, nn.Linear | nn.Conv2d):
-        known = [name for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        raise ValueError(f"there is no layer {layer!r} with weights; there are {known}")
+    return layer_hessians(network, [layer], X)[layer]
+
+
+def layer_hessians(
+    network: nn.Module, layers: Sequence[str], X: Float[Tensor, "N *shape"]
+) -> dict[str, LayerHessian | ConvolutionHessian]:
+    """:func:`layer_hessian` of several layers from the same backward passes, fewer samples at once the more there are.
+
+    For each convolution J is held, N r m n numbers.
+    """
+    known = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    if missing := [layer for layer in layers if layer not in known]:
+        raise ValueError(f"there is no layer {missing[0]!r} with weights; there are {list(known)}")
     network.eval()
-    pieces = [_passed(network, module, x) for x in X.split(SAMPLES_AT_ONCE)]
-    if isinstance(module, nn.Linear):
-        return LayerHessian(*(torch.cat(part) for part in zip(*pieces, strict=True)))
-    J, M, C, mean = [], 0, 0, 0
-    for x, B in pieces:  # B is (N, m, P1, P2, r)
-        unfolded = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
-        B = B.flatten(2, 3)
-        J.append(torch.einsum("zmpr,znp->zrmn", B, unfolded).flatten(2))
-        M = M + torch.einsum("zmpr,zlpr->ml", B, B) / B.shape[2]
-        C = C + torch.einsum("znp,zlp->nl", unfolded, unfolded)
-        mean = mean + unfolded.sum(0)
-    first = torch.linalg.svd(mean, full_matrices=False).U[:, 0]
-    return ConvolutionHessian(torch.cat(J), M / len(X), C / len(X), first * first.sum().sign())
+    parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in layers}
+    for x in X.split(-(-SAMPLES_AT_ONCE // len(layers))):
+        passed = _passed(network, {layer: known[layer] for layer in layers}, x)
+        for layer in layers:
+            module, (inputs, B) = known[layer], passed.pop(layer)
+            parts[layer].append((inputs, B) if isinstance(module, nn.Linear) else _unfolded(module, inputs, B))
+    found: dict[str, LayerHessian | ConvolutionHessian] = {}
+    for layer in layers:
+        columns = list(zip(*parts.pop(layer), strict=True))
+        if isinstance(known[layer], nn.Linear):
+            found[layer] = LayerHessian(*(torch.cat(column) for column in columns))
+        else:
+            J, M, C, mean = torch.cat(columns[0]), *(sum(column) / len(X) for column in columns[1:])
+            first = torch.linalg.svd(mean, full_matrices=False).U[:, 0]
+            found[layer] = ConvolutionHessian(J, M, C, first * first.sum().sign())
+    return found
 
 
-def _passed(network: nn.Module, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs of a layer, and B = GᵀS of shape (N, *output, c), for a batch."""
-    caught = []
+def _unfolded(module: nn.Conv2d, x: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """J, and the sums over samples of M̃, XXᵀ and X, from a convolution's inputs and B (N, m, P1, P2, r)."""
+    unfolded = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+    B = B.flatten(2, 3)
+    J = torch.einsum("zmpr,znp->zrmn", B, unfolded).flatten(2)
+    M = torch.einsum("zmpr,zlpr->ml", B, B) / B.shape[2]
+    return J, M, torch.einsum("znp,zlp->nl", unfolded, unfolded), unfolded.sum(0)
 
-    def catch(_module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        leaf = output.detach().requires_grad_()
-        caught.append((inputs[0].detach(), leaf))
-        return leaf
 
-    handle = module.register_forward_hook(catch)
+def _passed(network: nn.Module, modules: Mapping[str, nn.Module], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Inputs of every layer, and B = GᵀS of shape (N, *output, c), for a batch."""
+    names = {module: name for name, module in modules.items()}
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def catch(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        name = names[module]
+        inputs[name] = arguments[0].detach()
+        outputs[name] = output if outputs else output.detach().requires_grad_()  # nothing before the first is needed
+        return outputs[name]
+
+    handles = [module.register_forward_hook(catch) for module in modules.values()]
     try:
         with torch.enable_grad():
             logits = network(x)
     finally:
-        handle.remove()
-    inputs, leaf = caught[0]
+        for handle in handles:
+            handle.remove()
     p = logits.detach().softmax(1)
     root = p.sqrt()
     S = torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
-    last = S.shape[2] - 1
-    columns = [torch.autograd.grad(logits, leaf, S[:, :, r], retain_graph=r < last)[0] for r in range(last + 1)]
-    return inputs, torch.stack(columns, -1)
+    last, leaves = S.shape[2] - 1, list(outputs.values())
+    columns = [torch.autograd.grad(logits, leaves, S[:, :, r], retain_graph=r < last) for r in range(last + 1)]
+    factors = {name: torch.stack(column, -1) for name, column in zip(outputs, zip(*columns, strict=True), strict=True)}
+    return {name: (inputs[name], factors[name]) for name in modules}
