@@ -57,7 +57,7 @@ def test_pieces_are_what_the_notebook_reads(monkeypatch):
     first = results["T-6"][0]["ITER"]
     assert set(first) == {*COLUMNS, "correlation", "rank", "curvature", "variance"}
     assert 0 < float(first["error"]) < float(first["error_bound"]) < float(first["bound"]) <= 1
-    assert first["correlation"].shape == (2,) and first["rank"].shape == (2, bounding.POINTS)
+    assert first["correlation"].shape == (2,) and first["rank"].shape == (2, 200)
     there = first["rank"].isfinite()
     assert (first["variance"][there] > 0).all() and (first["curvature"][0][there[0]].diff() <= 1e-12).all()
     assert float(results["T-6"][1]["ITER"]["kl"]) != float(first["kl"])

@@ -103,6 +103,23 @@ def test_all_layers_of_a_large_network_at_once(name, monkeypatch):
             torch.testing.assert_close(alone.output_hessian, found[layer].output_hessian)
 
 
+def test_what_follows_a_layer_may_work_in_place():
+    network, X = small_convnet()
+    layers = ["0", "4", "7"]
+    expected = layer_hessians(network, layers, X)
+    for place in (1, 5, 8):
+        network[place] = nn.ReLU(inplace=True)
+    for layer, H in layer_hessians(network, layers, X).items():
+        torch.testing.assert_close(dense(H), dense(expected[layer]))
+        torch.testing.assert_close(H.autocorrelation, expected[layer].autocorrelation)
+
+
+def test_convolutions_that_cannot_be_done_are_refused():
+    for wrong in (nn.Conv2d(2, 4, 3, groups=2), nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")):
+        with pytest.raises(ValueError, match="1, zeros"):
+            layer_hessian(nn.Sequential(wrong, nn.Flatten()), "0", torch.rand(2, 2, 8, 8))
+
+
 def test_factors_of_a_convolution_are_those_of_equation_33():
     network, X = small_convnet()
     H = layer_hessian(network, "4", X)
@@ -240,7 +257,9 @@ def test_peaks_with_each_model_left_out():
     pairs = np.full((3, 3, 4), np.nan)
     for (i, j), values in {(0, 1): [0, 1, 9, 0], (0, 2): [0, 2, 0, 0], (1, 2): [5, 7, 0, 0]}.items():
         pairs[i, j] = pairs[j, i] = values
-    assert peaks(pairs) == (2, (2, 3))  # the sums are 5, 10, 9, 0; pair (0, 1) alone has its largest at 3
+    assert peaks(pairs) == [2, 2, 2, 3]  # the sums are 5, 10, 9, 0; without model 2 pair (0, 1) is left
+    with pytest.raises(ValueError, match="at least 3"):
+        peaks(pairs[:2, :2])
 
 
 def test_a_product_of_two_vectors_has_rank_one_and_corresponds_to_both():

@@ -7,7 +7,6 @@ The optimizations of 2000 epochs can be made beforehand on a machine with a GPU 
 and again until it says that all is made (:mod:`common.pieces`).
 """
 
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from common.pac_bayes import (
     Confidence,
     Schedule,
     Weights,
+    binned_by_rank,
     bounds,
     count_errors,
     spread_along_curvature,
@@ -115,8 +115,6 @@ def trained(name: str, data: Labelled, *, epochs: int, seed: int) -> tuple[Weigh
 
 #: What is kept of a bound: the fields of :class:`Bound`, the errors of network and posterior on the test samples.
 COLUMNS = ("bound", "error", "error_bound", "kl", "j", "half_log_prior", "test_error", "stochastic_test_error")
-#: Points of a curve of variances by rank.
-POINTS = 200
 
 
 def stochastic(
@@ -140,8 +138,8 @@ def stochastic(
     -------
     dict
         Of every method a number for each of :data:`COLUMNS`; ``correlation`` (L,), Spearman's between curvature and
-        variance in each layer; ``rank``, ``curvature`` and ``variance`` (L, POINTS), geometric means between
-        logarithmically spaced ranks.
+        variance in each layer; ``rank``, ``curvature`` and ``variance`` (L, K) as
+        :func:`~common.pac_bayes.binned_by_rank` gives them.
 
     Raises
     ------
@@ -152,7 +150,7 @@ def stochastic(
         raise ValueError(f"unknown methods {unknown}; known are {list(METHODS)}")
     data = labelled(name, samples, seed)
     weights, prior_weights, test_error = trained(name, data, epochs=sgd_epochs, seed=seed)
-    device = default_device()
+    device, tested = default_device(), min(draws, 100_000)
 
     def make(checkpoint: Checkpoint) -> dict[str, Tensor]:
         start, prior = ([w.to(device) for w in ws] for ws in (weights, prior_weights))
@@ -162,45 +160,28 @@ def stochastic(
             seed=seed, progress=f"{name}, {seed}, {', '.join(methods)}", checkpoint=checkpoint,
         )  # fmt: skip
         rows = bounds(q, X, y, draws=draws, seed=FRESH + seed, confidence=confidence)
-        tested = min(draws, 100_000)
         wrong = count_errors(q, X_test, y_test, tested, FRESH + seed)
         result = {}
         for e, method in enumerate(methods):
             values = {**vars(rows[e]), "test_error": test_error, "stochastic_test_error": wrong[e] / tested}
             result |= {f"{method}:{column}": torch.tensor(float(values[column])) for column in COLUMNS}
-            curves = [
-                tuple(part.double().cpu() for part in curve)
-                for curve in spread_along_curvature(q, e, X[: schedule.hessian_samples])
-            ]
+            curves = spread_along_curvature(q, e, X[: schedule.hessian_samples])
             correlations = [float(stats.spearmanr(*curve).statistic) for curve in curves]
             result[f"{method}:correlation"] = torch.tensor(correlations)
-            result |= {f"{method}:{key}": part for key, part in _binned(curves).items()}
+            binned = [binned_by_rank(*curve) for curve in curves]
+            result |= {f"{method}:{key}": torch.stack([one[key] for one in binned]) for key in binned[0]}
         return result
 
     key = {
         "name": name, "weights": list(weights), "prior": list(prior_weights), "X": data.X, "y": data.y,
-        "methods": methods, "seed": seed, "schedule": vars(schedule), "draws": draws, "confidence": vars(confidence),
+        "X_test": data.X_test, "y_test": data.y_test, "methods": methods, "seed": seed, "final_seed": FRESH + seed,
+        "schedule": vars(schedule), "draws": draws, "tested": tested, "confidence": vars(confidence),
     }  # fmt: skip
     kept = cached("wu_bounds", key, code=[kronecker, pac_bayes], make=make)
     return {
         method: {k.removeprefix(f"{method}:"): tensor for k, tensor in kept.items() if k.startswith(f"{method}:")}
         for method in methods
     }
-
-
-def _binned(curves: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Geometric means of curvature and variance between ranks."""
-    rows: dict[str, list[Tensor]] = {"rank": [], "curvature": [], "variance": []}
-    for curvature, variance in curves:
-        edges = torch.logspace(0, math.log10(len(curvature) + 1), POINTS + 1, dtype=torch.float64).long()
-        place = torch.searchsorted(edges[1:-1], torch.arange(1, len(curvature) + 1), right=True)
-        count = torch.bincount(place, minlength=POINTS)
-        for key, part in (("curvature", curvature), ("variance", variance)):
-            logs = part.clamp_min(1e-300).log()
-            rows[key].append((torch.bincount(place, logs, minlength=POINTS) / count).exp())
-        middle = torch.bincount(place, torch.arange(1.0, len(curvature) + 1).double(), minlength=POINTS) / count
-        rows["rank"].append(middle)  # nan where there is no rank
-    return {key: torch.stack(parts) for key, parts in rows.items()}
 
 
 def of_parameters(p: dict) -> dict[str, list[dict[str, dict[str, Tensor]]]]:

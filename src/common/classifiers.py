@@ -137,7 +137,7 @@ class ResNet18(nn.Module):
 
 
 def layer_names(network: nn.Module) -> list[str]:
-    """Names of the layers with weights, from the input to the output."""
+    """Names of the layers with weights, from the input to the output; shortcuts come before the last layer."""
     return [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
 
 

@@ -180,8 +180,8 @@ def dissected(
     name
         As in :func:`common.classifiers.classifier`.
     data
-        ``"MNIST"`` or ``"CIFAR-10"``; ``"MNIST-R"`` and ``"CIFAR-10-R"`` have labels drawn at random, the same for all
-        networks.
+        ``"MNIST"``, ``"CIFAR-10"`` or ``"CIFAR-100"``; with ``"-R"`` behind it the labels are drawn at random, the same
+        for all networks.
     samples
         Training samples, drawn at random; 0 for all.
     seed

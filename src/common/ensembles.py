@@ -296,7 +296,7 @@ def _evaluate(network: nn.Module, X: Tensor, y: Tensor) -> tuple[float, float]:
 def side_by_side(function: Callable[[Task], Result], tasks: Sequence[Task], device: torch.device) -> list[Result]:
     """The results of independent tasks: on a CPU two at once, each in a thread, on a GPU in turn.
 
-    What is interrupted does not wait for the rest.
+    An interruption does not wait for tasks that run, but the end of the process does.
     """
     if device.type != "cpu":
         return [function(task) for task in tasks]

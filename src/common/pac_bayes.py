@@ -704,5 +704,21 @@ def spread_along_curvature(
             A, C = (part[e] for part in q.mixing[layer])
             variance = A.square() @ variance @ C.square().T
         order = curvature.argsort(descending=True)
-        found.append((curvature[order], variance[:, :-1].flatten()[order]))
+        found.append(tuple(part.double().cpu() for part in (curvature[order], variance[:, :-1].flatten()[order])))
     return found
+
+
+def binned_by_rank(
+    curvature: Float[Tensor, " k"], variance: Float[Tensor, " k"], points: int = 200
+) -> dict[str, Float[Tensor, " points"]]:
+    """``rank`` (mean), ``curvature`` and ``variance`` (geometric means) between logarithmically spaced ranks.
+
+    nan where there is no rank between two.
+    """
+    ranks = torch.arange(1, len(curvature) + 1, dtype=torch.float64)
+    edges = torch.logspace(0, math.log10(len(curvature) + 1), points + 1, dtype=torch.float64).long()
+    place = torch.searchsorted(edges[1:-1], ranks.long(), right=True)
+    count = torch.bincount(place, minlength=points)
+    logs = {"curvature": curvature.clamp_min(1e-300).log(), "variance": variance.clamp_min(1e-300).log()}
+    means = {key: (torch.bincount(place, part, minlength=points) / count).exp() for key, part in logs.items()}
+    return {"rank": torch.bincount(place, ranks, minlength=points) / count, **means}

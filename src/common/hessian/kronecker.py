@@ -156,7 +156,7 @@ def layer_hessian(
     Raises
     ------
     ValueError
-        If there is no such layer.
+        If there is no such layer, or a convolution has groups or is padded by something else than zeros.
     """
     return layer_hessians(network, [layer], X)[layer]
 
@@ -167,10 +167,20 @@ def layer_hessians(
     """:func:`layer_hessian` of several layers from the same backward passes, fewer samples at once the more there are.
 
     For each convolution J is held, N r m n numbers.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer, or a convolution has groups or is padded by something else than zeros.
     """
     known = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     if missing := [layer for layer in layers if layer not in known]:
         raise ValueError(f"there is no layer {missing[0]!r} with weights; there are {list(known)}")
+    for layer in layers:
+        module = known[layer]
+        if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
+            found = f"{module.groups} groups, padding by {module.padding_mode}"
+            raise ValueError(f"{layer} has {found}: 1, zeros can be done")
     network.eval()
     parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in layers}
     for x in X.split(-(-SAMPLES_AT_ONCE // len(layers))):
@@ -207,9 +217,9 @@ def _passed(network: nn.Module, modules: Mapping[str, nn.Module], x: Tensor) -> 
 
     def catch(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
         name = names[module]
-        inputs[name] = arguments[0].detach()
+        inputs[name] = arguments[0].detach().clone()
         outputs[name] = output if outputs else output.detach().requires_grad_()  # nothing before the first is needed
-        return outputs[name]
+        return outputs[name].clone()  # what follows may work in place
 
     handles = [module.register_forward_hook(catch) for module in modules.values()]
     try:

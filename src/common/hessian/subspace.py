@@ -80,8 +80,15 @@ def pseudovalues(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "E 
     return 2 / (E - 1) * total - (E - 1) * (total - of_model) * 2 / ((E - 1) * (E - 2))
 
 
-def peaks(pairs: Float[np.ndarray, "E E K"]) -> tuple[int, tuple[int, int]]:
-    """The k at which the mean overlap over pairs is largest, and the range of these k with each model left out."""
+def peaks(pairs: Float[np.ndarray, "E E K"]) -> list[int]:
+    """The k at which the mean overlap over pairs is largest: of all models, then with each of them left out in turn.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three models.
+    """
+    if len(pairs) < 3:
+        raise ValueError(f"leaving one of the models out needs at least 3, got {len(pairs)}")
     every = [pairs, *(np.delete(np.delete(pairs, i, 0), i, 1) for i in range(len(pairs)))]
-    places = [int(np.nanmean(some, (0, 1)).argmax()) + 1 for some in every]
-    return places[0], (min(places), max(places))
+    return [int(np.nanmean(some, (0, 1)).argmax()) + 1 for some in every]
