@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common import dissecting, ensembles, paths
-from common.dissecting import dissected, of_all_schemes
+from common.dissecting import dissected, dissected_rows, of_all_schemes
 from common.hessian.kronecker import layer_hessian
 from common.hessian.subspace import overlap
 
@@ -83,6 +83,23 @@ def test_overlaps_of_all_layers_of_a_large_network(monkeypatch):
         torch.testing.assert_close(found[layer]["gamma"][1], H.input_basis[0], atol=1e-5, rtol=1e-3)
     monkeypatch.setattr(dissecting, "layer_hessians", None)
     assert torch.equal(case.overlaps(20, 1.5)["conv2"]["tau"], found["conv2"]["tau"])
+
+
+def test_rows_of_large_networks_have_their_own_sizes_and_none_without_its_data(trainings, monkeypatch):
+    monkeypatch.setattr(dissecting.images, "available", lambda data: False)
+    rows, same = ["VGG11-W3 CIFAR-10", "VGG11-W3 CIFAR-100", "ResNet18-W2 CIFAR-10"], {"members": 2, "seed": 3}
+    found = dict(dissected_rows(rows, [2, 2, 1], [20, 20, 30], **same))
+    assert list(found) == [rows[0], rows[2]]
+    assert [len(case.y) for case in found.values()] == [20, 30]
+    assert [case.ensemble.epochs.tolist() for case in found.values()] == [[2], [1]]
+    assert sorted(trainings) == [[3], [3], [4], [4]]
+    layers = found[rows[2]].hessians(1, ["conv2", "sc-conv1"], 10)
+    alone = found[rows[2]].hessian(1, "sc-conv1", 10)
+    torch.testing.assert_close(layers["sc-conv1"].input_basis[0], alone.input_basis[0])
+    with pytest.raises(ValueError, match="not as in"):
+        next(dissected_rows(["VGG11"], [1], [20], **same))
+    with pytest.raises(ValueError, match="1 networks, 2 numbers of epochs, 1 of samples"):
+        next(dissected_rows(rows[:1], [1, 2], [20], **same))
 
 
 def test_schemes_have_networks_of_their_own(trainings):

@@ -9,7 +9,7 @@ and again until it says that all is made (:mod:`common.pieces`).
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -79,9 +79,18 @@ class Dissected:
         self, member: int, layer: str, samples: int, epoch: int | None = None
     ) -> LayerHessian | ConvolutionHessian:
         """Hessian of one layer of one network on the first ``samples`` training samples."""
+        return self.hessians(member, [layer], samples, epoch)[layer]
+
+    def hessians(
+        self, member: int, layers: Sequence[str], samples: int, epoch: int | None = None
+    ) -> dict[str, LayerHessian | ConvolutionHessian]:
+        """:meth:`hessian` of several layers, from the same backward passes."""
         network, device = self.network(member, epoch), default_device()
-        found = layer_hessian(network.to(device), layer, self.X[:samples].to(device))
-        return replace(found, **{field.name: getattr(found, field.name).cpu() for field in fields(found)})
+        found = layer_hessians(network.to(device), layers, self.X[:samples].to(device))
+        return {
+            layer: replace(H, **{field.name: getattr(H, field.name).cpu() for field in fields(H)})
+            for layer, H in found.items()
+        }
 
     def eigenpairs(self, member: int, layer: str, samples: int, k: int, tolerance: float = 1e-4) -> Eigenpairs:
         """The k largest of :meth:`hessian`, at most all of them, from a file if they were computed before."""
@@ -231,6 +240,44 @@ def dissected(
     return Dissected(name, X, y, classes, found.source, Ensemble.joined(parts))
 
 
+def dissected_rows(
+    rows: Sequence[str], epochs: Sequence[int], samples: Sequence[int], *, members: int, **same: object
+) -> Iterator[tuple[str, Dissected]]:
+    """The large networks of a figure or table, each with epochs and samples of its own.
+
+    On a CPU two are trained at once, of different rows too, so that no core is idle at the end of a row. Rows on
+    CIFAR-100 are left out where it cannot be had: on the random labels of its stand-in they would mean nothing.
+
+    Parameters
+    ----------
+    rows
+        Network and data set, ``"VGG11-W32 CIFAR-10"``.
+    same
+        What :func:`dissected` takes besides.
+
+    Raises
+    ------
+    ValueError
+        If a row is written otherwise, or lacks its epochs or samples.
+    """
+    if any(len(row.split()) != 2 for row in rows):
+        raise ValueError(f'networks are written "VGG11-W32 CIFAR-10", not as in {list(rows)}')
+    if not len(rows) == len(epochs) == len(samples):
+        counts = f"{len(rows)} networks, {len(epochs)} numbers of epochs, {len(samples)} of samples"
+        raise ValueError(f"{counts}; give as many of each")
+    sizes = {row: {"epochs": e, "samples": n} for row, e, n in zip(rows, epochs, samples, strict=True)}
+    had = [row for row in rows if row.split()[1] != "CIFAR-100" or images.available("CIFAR-100")]
+
+    def train(one: tuple[str, int]) -> None:
+        row, first = one
+        dissected(*row.split(), members=1, first=first, **sizes[row], **same)
+
+    # Rows begin with the small networks, and what takes long is best begun first.
+    side_by_side(train, [(row, first) for row in reversed(had) for first in range(members)], default_device())
+    for row in had:
+        yield row, dissected(*row.split(), members=members, **sizes[row], **same)
+
+
 def of_all_schemes(
     name: str, data: str, *, members: Sequence[int], epochs: int, samples: int, seed: int
 ) -> list[Dissected]:
@@ -275,13 +322,25 @@ def _overlapping(p: dict) -> None:
                 case.eigenpairs(member, layer, samples, round(p["shown"] * m))
 
 
-def _large(p: dict) -> None:
+def _large(p: dict, part: str = "") -> Iterator[tuple[str, Dissected]]:
+    """The networks of Figures 7 and 8."""
+    return dissected_rows(
+        p[f"{part}networks"], p[f"{part}epochs"], p[f"{part}samples"],
+        members=p[f"{part}members"], seed=p["seed"], scheme=p[f"{part}scheme"],
+    )  # fmt: skip
+
+
+def _overlaps_of_large(p: dict) -> None:
     """The networks of Figures 7 and 8, and the overlaps of their layers."""
-    columns = ("networks", "epochs", "samples", "hessian_samples")
-    for row, epochs, samples, used in zip(*(p[column] for column in columns), strict=True):
-        name, data = row.split()
-        sizes = {"members": p["members"], "epochs": epochs, "samples": samples, "seed": p["seed"]}
-        dissected(name, data, scheme=p["scheme"], **sizes).overlaps(used, p["shown"])
+    used = dict(zip(p["networks"], p["hessian_samples"], strict=True))
+    for row, case in _large(p):
+        case.overlaps(used[row], p["shown"])
+
+
+def _listed_large(p: dict) -> None:
+    """The large networks of Tables 6 and 7."""
+    for _ in _large(p, "large_"):
+        pass
 
 
 PIECES: dict[str, Sequence[Piece]] = {
@@ -292,7 +351,7 @@ PIECES: dict[str, Sequence[Piece]] = {
     ),
     "fig03_eigenspectra": (lambda p: _trained(p, "MNIST"), lambda p: _trained(p, "MNIST-R")),
     "fig04_overlap": (_overlapping,),
-    "fig07_08_convnets": (_large,),
+    "fig07_08_convnets": (_overlaps_of_large,),
     "fig09_10_failures": (
         lambda p: _trained(p, "MNIST"), lambda p: _trained(p, "MNIST", name="deeper", part="deeper_"),
         lambda p: _trained(p | {"scheme": "momentum"}, "CIFAR-10", name="convolutional", part="convolutional_"),
@@ -310,7 +369,7 @@ PIECES: dict[str, Sequence[Piece]] = {
         lambda p: [_trained(p | {"name": f"{name}-BN"}, "MNIST", name="name") for name in p["perceptrons"]],
     ),
     "fig29_30_logit_clusters": (lambda p: _trained(p, "MNIST"),),
-    "table06_07_autocorrelation": (_listed,),
+    "table06_07_autocorrelation": (_listed, _listed_large),
     "table08_output_eigenspace": (_listed,),
 }  # fmt: skip
 
