@@ -21,7 +21,7 @@ from common.classifiers import classifier, layer_names
 from common.data import DataSource, images
 from common.ensembles import Ensemble, Scheme, side_by_side, train_ensemble
 from common.hessian import eigenpairs, full, kronecker, subspace
-from common.hessian.eigenpairs import Eigenpairs, top_eigenpairs
+from common.hessian.eigenpairs import ConvergenceError, Eigenpairs, top_eigenpairs
 from common.hessian.full import FullHessian, gauss_newton_forms, output_approximation
 from common.hessian.kronecker import ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
 from common.hessian.subspace import nested_overlaps, pairwise_overlaps
@@ -35,6 +35,19 @@ RANDOM = "-R"
 #: Epochs after which a LeNet is kept, besides the last.
 TRAJECTORY = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
+
+
+def _eigenpairs(H: LayerHessian | ConvolutionHessian, k: int, tolerance: float) -> Eigenpairs:
+    """The k largest; multiplied in double precision where the smallest drown in the rounding of the largest.
+
+    That happens where a network has learned its labels so well that few samples make the whole Hessian.
+    """
+    try:
+        return H.top_eigenpairs(k, tolerance=tolerance)
+    except ConvergenceError:
+        wide = replace(H, **{field.name: getattr(H, field.name).double() for field in fields(H)})
+        found = wide.top_eigenpairs(k, tolerance=tolerance)
+        return replace(found, **{field.name: getattr(found, field.name).float() for field in fields(found)})
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class Dissected:
         kept = cached(
             "wu_eigenpairs",
             state | {"name": self.name, "X": X, "layer": layer, "k": k, "tolerance": tolerance},
-            make=lambda _: vars(layer_hessian(network, layer, X).top_eigenpairs(k, tolerance=tolerance)),
+            make=lambda _: vars(_eigenpairs(layer_hessian(network, layer, X), k, tolerance)),
             code=[classifiers, kronecker, eigenpairs],
         )
         return Eigenpairs(**kept)
@@ -160,7 +173,7 @@ class Dissected:
             for layer in layers:
                 H = hessians.pop(layer)
                 k = min(round(shown * len(H.output_hessian)), H.shape[0])
-                found[layer] = H.top_eigenpairs(k, tolerance=tolerance).vectors, H.output_basis[0], H.input_basis[0]
+                found[layer] = _eigenpairs(H, k, tolerance).vectors, H.output_basis[0], H.input_basis[0]
             return found
 
         def make(_: object) -> dict[str, Tensor]:
