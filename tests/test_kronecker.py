@@ -14,6 +14,8 @@ from common.hessian.full import FullHessian, gauss_newton_forms, output_approxim
 from common.hessian.kronecker import ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
 from common.hessian.subspace import (
     correspondence,
+    each_pair,
+    linear_range,
     matricized,
     nested_overlaps,
     overlap,
@@ -251,6 +253,39 @@ def test_pairs_of_models_and_their_jackknife():
     np.testing.assert_allclose(values[0], 4 * every.mean(0) - 3 * without_first)
     with pytest.raises(ValueError, match="at least 3"):
         pseudovalues(pairs[:2, :2])
+
+
+def test_eigenvalues_below_the_rounding_of_the_largest_are_found():
+    generator = torch.Generator().manual_seed(0)
+    x, B = torch.randn(12, 40, generator=generator), torch.randn(12, 30, 3, generator=generator)
+    H = LayerHessian(x, B * torch.logspace(0, -8, 12)[:, None, None])  # eigenvalues over 16 decades
+    with pytest.raises(ConvergenceError):
+        top_eigenpairs(H, 20, start=H.kronecker_eigenpairs(8)[1])
+    found = H.top_eigenpairs(20)
+    G = (x.double() @ x.T.double()).repeat_interleave(3, 0).repeat_interleave(3, 1)
+    flat = H.B.double().transpose(1, 2).reshape(36, 30)
+    expected = torch.linalg.eigvalsh(G * (flat @ flat.T)).flip(0)[:20] / 12
+    torch.testing.assert_close(found.values.double(), expected, rtol=1e-3, atol=0)
+    assert found.vectors.dtype == torch.float32
+
+
+def test_up_to_the_linear_range_kronecker_takes_one_direction_of_the_inputs():
+    generator = torch.Generator().manual_seed(1)
+    X, B = torch.randn(2, 50, 6, generator=generator) + 1.5, torch.randn(2, 50, 5, 2, generator=generator)
+    layers = [LayerHessian(x, b) for x, b in zip(X.double(), B.double(), strict=True)]
+    tau, gamma = (torch.stack([getattr(H, side)[0] for H in layers]) for side in ("output_basis", "input_basis"))
+    found = linear_range(tau, gamma)
+    for H, k0 in zip(layers, found.tolist(), strict=True):
+        assert 1 < k0 <= 5
+        inputs = H.kronecker_places(k0 + 1)[2]
+        assert (inputs[:k0] == 0).all() and (inputs[k0] > 0 or k0 == 5)
+    few = torch.tensor([[5.0, 4.0, 1.0]]), torch.tensor([[3.0, 2.0]])  # 15, 12, 3 beside 10
+    assert linear_range(*few).tolist() == linear_range(*(part.numpy() for part in few)).tolist() == [2]
+
+
+def test_each_pair_of_models_counts_once():
+    pairs = np.arange(27.0).reshape(3, 3, 3)
+    assert each_pair(pairs).tolist() == [pairs[0, 1].tolist(), pairs[0, 2].tolist(), pairs[1, 2].tolist()]
 
 
 def test_peaks_with_each_model_left_out():

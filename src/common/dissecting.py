@@ -10,7 +10,7 @@ and again until it says that all is made (:mod:`common.pieces`).
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +21,7 @@ from common.classifiers import classifier, layer_names
 from common.data import DataSource, images
 from common.ensembles import Ensemble, Scheme, side_by_side, train_ensemble
 from common.hessian import eigenpairs, full, kronecker, subspace
-from common.hessian.eigenpairs import ConvergenceError, Eigenpairs, top_eigenpairs
+from common.hessian.eigenpairs import Eigenpairs, top_eigenpairs
 from common.hessian.full import FullHessian, gauss_newton_forms, output_approximation
 from common.hessian.kronecker import ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
 from common.hessian.subspace import nested_overlaps, pairwise_overlaps
@@ -35,19 +35,6 @@ RANDOM = "-R"
 #: Epochs after which a LeNet is kept, besides the last.
 TRAJECTORY = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
-
-
-def _eigenpairs(H: LayerHessian | ConvolutionHessian, k: int, tolerance: float) -> Eigenpairs:
-    """The k largest; multiplied in double precision where the smallest drown in the rounding of the largest.
-
-    That happens where a network has learned its labels so well that few samples make the whole Hessian.
-    """
-    try:
-        return H.top_eigenpairs(k, tolerance=tolerance)
-    except ConvergenceError:
-        wide = replace(H, **{field.name: getattr(H, field.name).double() for field in fields(H)})
-        found = wide.top_eigenpairs(k, tolerance=tolerance)
-        return replace(found, **{field.name: getattr(found, field.name).float() for field in fields(found)})
 
 
 @dataclass(frozen=True)
@@ -100,10 +87,7 @@ class Dissected:
         """:meth:`hessian` of several layers, from the same backward passes."""
         network, device = self.network(member, epoch), default_device()
         found = layer_hessians(network.to(device), layers, self.X[:samples].to(device))
-        return {
-            layer: replace(H, **{field.name: getattr(H, field.name).cpu() for field in fields(H)})
-            for layer, H in found.items()
-        }
+        return {layer: H.to("cpu") for layer, H in found.items()}
 
     def eigenpairs(self, member: int, layer: str, samples: int, k: int, tolerance: float = 1e-4) -> Eigenpairs:
         """The k largest of :meth:`hessian`, at most all of them, from a file if they were computed before."""
@@ -114,7 +98,7 @@ class Dissected:
         kept = cached(
             "wu_eigenpairs",
             state | {"name": self.name, "X": X, "layer": layer, "k": k, "tolerance": tolerance},
-            make=lambda _: vars(_eigenpairs(layer_hessian(network, layer, X), k, tolerance)),
+            make=lambda _: vars(layer_hessian(network, layer, X).top_eigenpairs(k, tolerance=tolerance)),
             code=[classifiers, kronecker, eigenpairs],
         )
         return Eigenpairs(**kept)
@@ -173,7 +157,7 @@ class Dissected:
             for layer in layers:
                 H = hessians.pop(layer)
                 k = min(round(shown * len(H.output_hessian)), H.shape[0])
-                found[layer] = _eigenpairs(H, k, tolerance).vectors, H.output_basis[0], H.input_basis[0]
+                found[layer] = H.top_eigenpairs(k, tolerance=tolerance).vectors, H.output_basis[0], H.input_basis[0]
             return found
 
         def make(_: object) -> dict[str, Tensor]:
@@ -267,6 +251,11 @@ def dissected_rows(
         Network and data set, ``"VGG11-W32 CIFAR-10"``.
     same
         What :func:`dissected` takes besides.
+
+    Yields
+    ------
+    row, networks
+        In the order of ``rows``, after all are trained.
 
     Raises
     ------

@@ -7,14 +7,15 @@ p^\top`. So M is :math:`BB^\top` with :math:`B=G^\top S`, one backward pass a cl
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from common.hessian.eigenpairs import Eigenpairs, top_eigenpairs
+from common.hessian.eigenpairs import ConvergenceError, Eigenpairs, top_eigenpairs
 
 #: Entries of what is held at once for a product; more is slower, as it leaves the processor's caches.
 CHUNK = 2**22
@@ -56,8 +57,15 @@ class _Factored:
         values, i, j = self.kronecker_places(k)
         return values, (self.output_basis[1][:, None, i] * self.input_basis[1][None, :, j]).reshape(-1, k)
 
+    def to(self, where: torch.device | torch.dtype | str) -> Self:
+        """The same on another device or in another precision, as :meth:`torch.Tensor.to`."""
+        return replace(self, **{field.name: getattr(self, field.name).to(where) for field in fields(self)})
+
     def top_eigenpairs(self, k: int, *, tolerance: float = 1e-4) -> Eigenpairs:
         """The k largest eigenpairs, by :func:`~common.hessian.eigenpairs.top_eigenpairs` from the Kronecker product's.
+
+        Where a network knows its labels so well that few samples make the whole Hessian, the smallest of the k drown in
+        the rounding of the largest; products are then taken in double precision.
 
         Raises
         ------
@@ -67,7 +75,13 @@ class _Factored:
             If they do not converge.
         """
         _, start = self.kronecker_eigenpairs(min(self.shape[0], BLOCK))
-        return top_eigenpairs(self, k, start=start, tolerance=tolerance)
+        try:
+            return top_eigenpairs(self, k, start=start, tolerance=tolerance)
+        except ConvergenceError:
+            if start.dtype == torch.float64:
+                raise
+        found = self.to(torch.float64).top_eigenpairs(k, tolerance=tolerance)
+        return Eigenpairs(**{name: part.to(start.dtype) for name, part in vars(found).items()})
 
 
 @dataclass(frozen=True)

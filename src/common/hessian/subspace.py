@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -59,6 +59,26 @@ def pairwise_overlaps(bases: Sequence[Float[Tensor, "d K"]]) -> Float[np.ndarray
     for i, j in combinations(range(E), 2):
         pairs[i, j] = pairs[j, i] = nested_overlaps(bases[i], bases[j]).cpu().numpy()
     return pairs
+
+
+def each_pair(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "E(E-1)/2 *more"]:
+    """What is known of every two of E models, each pair once."""
+    return pairs[np.triu_indices(len(pairs), 1)]
+
+
+def linear_range(
+    tau: Float[Tensor | np.ndarray, "E m"], gamma: Float[Tensor | np.ndarray, "E n"]
+) -> Int[Tensor | np.ndarray, " E"]:
+    """k₀, the number of i with τ_i γ_1 > τ_1 γ_2, for E models (Theorem G.1, App G.3.3).
+
+    Kronecker's first k₀ eigenvectors are u_i ⊗ v_1, so that up to k₀ the overlap of two models grows linearly with k.
+
+    Parameters
+    ----------
+    tau, gamma
+        Eigenvalues of E[M] and E[xxᵀ], descending.
+    """
+    return (tau * gamma[:, :1] > tau[:, :1] * gamma[:, 1:2]).sum(1)
 
 
 def pseudovalues(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "E *more"]:
