@@ -1,6 +1,6 @@
 """Notebook x scale -> result. Called by run_all.sh; by hand: snakemake --cores 2 --config scale=quick
 
-No rule has an input: the name of an output holds the hash of all that it depends on (see common.execute), so an
+No rule has an input: the name of an output holds the hash of all that it depends on (see common.pipeline.execute), so an
 output that exists is up to date, in a fresh clone and on a cluster's nodes too.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 SOURCE = str(Path(workflow.basedir) / "src")
 sys.path.insert(0, SOURCE)
-from common.execute import THREADS, plan, shown, stop_with_parent
+from common.pipeline.execute import THREADS, plan, shown, stop_with_parent
 
 if os.environ.get("HESSIAN_TETHERED"):
     stop_with_parent()
@@ -45,4 +45,4 @@ for position, task in enumerate(TASKS):
         priority: len(TASKS) - position
         shell:
             "exec env PYTHONPATH={params.source:q} {params.python:q}"
-            " -m common.execute {params.ident} --scale {params.scale} --out {params.folder:q}"
+            " -m common.pipeline.execute {params.ident} --scale {params.scale} --out {params.folder:q}"

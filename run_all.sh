@@ -123,9 +123,9 @@ step() {
 
 run_tests() {
     local closings=() summary="" total="" failed=0 word n jobs began=$SECONDS
-    jobs=$("$python" -c 'from common.workflow import cores; print(cores())')
+    jobs=$("$python" -c 'from common.pipeline.workflow import cores; print(cores())')
     mkdir -p build/test
-    # As common.execute does: one BLAS thread a process, whatever runs beside it.
+    # As common.pipeline.execute does: one BLAS thread a process, whatever runs beside it.
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 JUPYTER_PREFER_ENV_PATH=1
     unset HESSIAN_SCALE HESSIAN_OUT
     step "ruff" "$python" -m ruff check
@@ -178,4 +178,4 @@ while [[ $# -gt 0 ]]; do
     esac
 done
 find_environment
-exec "$python" -m common.workflow ${options+"${options[@]}"} ${rest+"${rest[@]}"}
+exec "$python" -m common.pipeline.workflow ${options+"${options[@]}"} ${rest+"${rest[@]}"}

@@ -19,8 +19,8 @@ from curvlinops import HessianLinearOperator
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
-from common.dissecting import dissected
-from common.hessian.kronecker import LayerHessian, layer_hessian
+from common.hessian.layer import LayerHessian, layer_hessian
+from common.wu_dissecting.trained import dissected
 
 Result = TypeVar("Result")
 #: Dimensions of the Krylov space, in units of k, that are tried one after the other.

@@ -11,8 +11,8 @@ from timeit import timeit
 import numpy as np
 import torch
 
-from common.glm import GLM, LOGISTIC, logistic_loss
-from common.theory.eigenspectra import Eigenspectrum
+from common.liao_eigenspectra.glm import GLM, LOGISTIC, logistic_loss
+from common.liao_eigenspectra.spectrum import Eigenspectrum
 
 P, N = 800, 6000
 

@@ -10,7 +10,7 @@ from timeit import timeit
 
 import torch
 
-from common.training import train_full_batch
+from common.dong_quantifying.full_batch import train_full_batch
 
 N, d, C, m = 5000, 500, 500, 8
 STEPS = 100

@@ -2,7 +2,7 @@
 
 import pytest
 
-STAND_IN = "STAND-IN DATA for "  # as common.run.Run.uses announces them
+STAND_IN = "STAND-IN DATA for "  # as common.notebook.run.Run.uses announces them
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

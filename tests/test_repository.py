@@ -13,10 +13,11 @@ import jsonschema
 import pytest
 import yaml
 
-from common import gallery, paths
-from common.execute import SCALES, scale_parameters, task
-from common.provenance import parameter_defaults, resolve_parameters
-from common.run import PAPERS, record_schema
+from common import paths
+from common.notebook.provenance import parameter_defaults, resolve_parameters
+from common.notebook.run import PAPERS, record_schema
+from common.pipeline import gallery
+from common.pipeline.execute import SCALES, scale_parameters, task
 
 NOTEBOOKS = paths.notebook_ids()
 FILES = [file for scale in gallery.SCALES for file in paths.FIGURES.glob(f"{scale}/*/[!.]*.json")]
@@ -171,7 +172,7 @@ def test_laptop_record_is_up_to_date_with_the_code(ident):
 
 
 def test_gallery_is_up_to_date():
-    assert gallery.stale_files() == [], "run python -m common.gallery"
+    assert gallery.stale_files() == [], "run python -m common.pipeline.gallery"
 
 
 # The tree

@@ -1,0 +1,158 @@
+"""Norms of Hessian blocks at random initialization, realization by realization: Figures 8 and 9 of Dong et al. (2025).
+
+With K = X Xᵀ a block (1/N) Σ λ_n x_n x_nᵀ has squared Frobenius norm λᵀ(K∘K)λ / N², so that no d×d block is formed.
+Everything that depends on X alone, and the logits, serve all values of C at once: the classes of a smaller C are the
+first ones of the largest. Realizations remain independent at every C, so error bars at one C are those of independent
+draws; only values at different C of the same realization are correlated, and whoever fits a slope over C must resample
+whole realizations (:func:`common.notebook.intervals.bootstrap`).
+
+The Hessians are the paper's, without the factor 2 of the MSE loss.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.hessian.closed_form import squared_gram, weighted_gram_norms
+
+
+def _checked_counts(class_counts: Sequence[int]) -> list[int]:
+    counts = list(class_counts)
+    if not counts or min(counts) < 2:
+        raise ValueError(f"every number of classes C must be at least 2, got {counts}")
+    if counts != sorted(set(counts)):
+        raise ValueError(f"the numbers of classes must increase, got {counts}")
+    return counts
+
+
+def _class_chunks(counts: Sequence[int], N: int, entries: int = 2**22) -> Iterator[tuple[int, int]]:
+    """Ranges of classes that end at every count and keep N × chunk below ``entries``."""
+    start, width = 0, max(1, entries // N)
+    for stop in counts:
+        while start < stop:
+            end = min(start + width, stop)
+            yield start, end
+            start = end
+
+
+def linear_block_norms(
+    d: int, N: int, class_counts: Sequence[int], realizations: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Squared norms of the blocks (1, 1) and (1, 2) of the linear model under CE, (5), one realization after another.
+
+    Parameters
+    ----------
+    d, N
+        Dimension and number of the standard Gaussian features.
+    class_counts
+        Increasing values of C, each at least 2.
+    realizations
+        Number of independent draws of features and weights V ~ N(0, 1/d).
+
+    Yields
+    ------
+    Tensor, shape (len(class_counts), 2)
+        ||H_11||² and ||H_12||² at every C.
+
+    Raises
+    ------
+    ValueError
+        If the class counts are not increasing or below 2.
+    """
+    counts = _checked_counts(class_counts)
+    for _ in range(realizations):
+        X = torch.randn(N, d, generator=generator)
+        gram = squared_gram(X)
+        partition = torch.zeros(N, dtype=torch.float64)
+        weights = []
+        for start, stop in _class_chunks(counts, N):
+            V = torch.randn(stop - start, d, generator=generator) / math.sqrt(d)
+            exponentials = torch.mm(X, V.T).exp_()
+            if start == 0:
+                first = exponentials[:, 0].double()
+            if start <= 1 < stop:
+                second = exponentials[:, 1 - start].double()
+            partition += exponentials.sum(1, dtype=torch.float64)
+            if stop in counts:
+                p, q = first / partition, second / partition
+                # Norms grow or shrink with C by many orders: scale by C before float32, back after.
+                weights += [stop * p * (1 - p), stop**2 * p * q]
+        weights = torch.stack(weights, dim=1).float()
+        norms = weighted_gram_norms(gram, weights).double().reshape(-1, 2)
+        C = torch.tensor(counts, dtype=torch.float64)
+        yield norms / torch.stack([C**2, C**4], dim=1)
+
+
+@dataclass(frozen=True)
+class HiddenNorms:
+    """Mean squared norms of the blocks of one realization at each of K values of C.
+
+    Attributes
+    ----------
+    ce_ii, ce_ij : Tensor, shape (K,)
+        H_{w_i w_i} and H_{w_i w_j} under CE, (14), averaged over the m neurons and their m(m-1) pairs.
+    mse_ii, mse_ij : Tensor, shape (K,)
+        The same under MSE, (8).
+    mask_ii, mask_ij : Tensor, shape ()
+        Of these, the part that has no V: the matrices L_ii and L_ij of Section 7.2.2.
+    """
+
+    ce_ii: Tensor
+    ce_ij: Tensor
+    mse_ii: Tensor
+    mse_ij: Tensor
+    mask_ii: Tensor
+    mask_ij: Tensor
+
+
+def hidden_block_norms(
+    d: int, N: int, m: int, class_counts: Sequence[int], realizations: int, generator: torch.Generator
+) -> Iterator[HiddenNorms]:
+    """Norms of the blocks of H_ww of the one-hidden-layer model, (8) and (14), one realization after another.
+
+    Parameters
+    ----------
+    d, N
+        Dimension and number of the standard Gaussian features.
+    m
+        Number of hidden ReLU neurons, at least 2; W ~ N(0, 1/d), V ~ N(0, 1/m).
+    class_counts, realizations
+        As in :func:`linear_block_norms`.
+
+    Raises
+    ------
+    ValueError
+        If the class counts are not increasing or below 2, or m < 2.
+    """
+    counts = _checked_counts(class_counts)
+    if m < 2:
+        raise ValueError(f"the number of hidden neurons m must be at least 2, got {m}")
+    rows, columns = torch.triu_indices(m, m)
+    diagonal = rows == columns
+    for _ in range(realizations):
+        X = torch.randn(N, d, generator=generator)
+        gram = squared_gram(X).double()
+        W = torch.randn(m, d, generator=generator) / math.sqrt(d)
+        preactivation = torch.mm(X, W.T).double()
+        F = preactivation.clamp(min=0)
+        active = (preactivation > 0).double()
+        both = active[:, rows] * active[:, columns]
+        mask_norms = weighted_gram_norms(gram, both)
+        sums = torch.zeros(N, 1 + m + len(rows), dtype=torch.float64)
+        inner = torch.zeros(len(rows), dtype=torch.float64)
+        ce, mse = [], []
+        for start, stop in _class_chunks(counts, N):
+            V = torch.randn(stop - start, m, generator=generator, dtype=torch.float64) / math.sqrt(m)
+            products = V[:, rows] * V[:, columns]
+            sums += torch.mm(F, V.T).exp_() @ torch.cat([torch.ones(len(V), 1, dtype=V.dtype), V, products], dim=1)
+            inner += products.sum(0)
+            if stop in counts:
+                mean = sums[:, 1 : m + 1] / sums[:, :1]
+                covariance = sums[:, m + 1 :] / sums[:, :1] - mean[:, rows] * mean[:, columns]
+                ce.append(weighted_gram_norms(gram, covariance * both))
+                mse.append(inner**2 * mask_norms)
+        norms = (torch.stack(ce), torch.stack(mse), mask_norms)
+        yield HiddenNorms(*(x[..., which].mean(-1) for x in norms for which in (diagonal, ~diagonal)))

@@ -1,0 +1,1 @@
+"""Li, Neural Network as Complex Adaptive System and Its Emergent Benign Loss Landscape."""

@@ -1,0 +1,1 @@
+"""Liao, Mahoney (2021), Hessian Eigenspectra of More Realistic Nonlinear Models."""

@@ -1,0 +1,1 @@
+"""What runs notebooks, publishes what they leave, and says how it went."""

@@ -1,0 +1,317 @@
+"""Which notebooks a scale consists of, and how one of them is run.
+
+A result lives where its content says: ``build/<scale>/<paper>/<notebook>/<hash>/`` with the hash of
+:func:`common.notebook.provenance.source_hash`. Whatever changes the result changes the folder, so a result is out of date
+exactly if its folder is not complete; neither file times nor any memory of earlier runs are asked.
+
+``python -m common.pipeline.execute dong_quantifying/fig08_scaling_linear --scale laptop`` runs one notebook.
+"""
+
+import argparse
+import errno
+import fnmatch
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from common import paths
+from common.notebook.provenance import resolve_parameters, source_hash
+
+SCALES = ("quick", "laptop", "paper")
+
+#: One BLAS thread a notebook, whatever runs beside it: results must not depend on the number of jobs.
+THREADS = 1
+
+
+class PlanError(ValueError):
+    """A scale, a file of a scale or a selection of notebooks that makes no sense."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook that did not come to its end; the message is one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One notebook at one scale.
+
+    Attributes
+    ----------
+    ident
+        ``"<paper>/<notebook>"``.
+    scale
+        ``"quick"``, ``"laptop"`` or ``"paper"``.
+    overrides
+        The parameters that the scale sets; types checked.
+    source
+        SHA-256 over all that the result depends on.
+    folder
+        Where the result belongs.
+    """
+
+    ident: str
+    scale: str
+    overrides: dict[str, object]
+    source: str
+    folder: Path
+
+    def _file(self, suffix: str) -> Path:
+        return self.folder / f"{self.ident.rpartition('/')[2]}{suffix}"
+
+    @property
+    def record(self) -> Path:
+        """The record, written by the notebook as its last act."""
+        return self._file(".json")
+
+    @property
+    def executed(self) -> Path:
+        """The executed copy of the notebook, kept after a failure too."""
+        return self._file(".executed.ipynb")
+
+    @property
+    def log(self) -> Path:
+        """Messages and the full traceback; made anew at every start."""
+        return self._file(".log")
+
+    @property
+    def timing(self) -> Path:
+        """Seconds and peak memory; written last of all, so that it stands for a complete result."""
+        return self.folder / "timing.json"
+
+    @property
+    def error(self) -> Path:
+        """The one line that says why the last run failed; absent if it did not."""
+        return self.folder / "error.txt"
+
+    @property
+    def done(self) -> bool:
+        """Whether a complete result is there."""
+        return self.record.exists() and self.timing.exists()
+
+
+def shown(path: Path) -> str:
+    """A path as messages print it: relative to the repository where it lies inside."""
+    return str(path.relative_to(paths.ROOT)) if path.is_relative_to(paths.ROOT) else str(path)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception in one line of words."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the disk ({error.filename or 'build/'})"
+    lines = str(getattr(error, "evalue", error)).strip().splitlines() or [""]
+    if "No space left on device" in lines[0]:
+        return f"no space left on the disk: {lines[0]}"
+    name = getattr(error, "ename", type(error).__name__)
+    if name == "DeadKernelError":
+        return "the kernel died: killed, or out of memory"
+    return f"{name}: {lines[0]}".removeprefix("ParameterError: ").rstrip(": ")
+
+
+def scale_parameters(scale: str) -> dict[str, dict[str, object]]:
+    """Parameters that a scale sets, by notebook, in the order of ``scales/<scale>.yaml``.
+
+    Raises
+    ------
+    PlanError
+        If there is no such scale, or its file is not a mapping from existing notebooks to parameters.
+    """
+    if scale not in SCALES:
+        raise PlanError(f"unknown scale {scale!r}; there are {', '.join(SCALES)}")
+    file = paths.SCALES / f"{scale}.yaml"
+    if not file.exists():
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise PlanError(f"{shown(file)} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise PlanError(f"{shown(file)} must map notebooks to their parameters")
+    for ident, overrides in content.items():
+        if ident not in paths.notebook_ids():
+            raise PlanError(f"{shown(file)} names the notebook {ident!r}, which does not exist")
+        if not isinstance(overrides, dict | None):
+            raise PlanError(f"{shown(file)}: {ident} must map parameters to values, got {overrides!r}")
+    return {ident: overrides or {} for ident, overrides in content.items()}
+
+
+def task(ident: str, scale: str, overrides: dict[str, object], folder: Path | None = None) -> Task:
+    """The task of one notebook, its parameters and its code checked as far as that goes without running it.
+
+    Raises
+    ------
+    NotebookError
+        With the reason in one line.
+    """
+    notebook = paths.notebook_path(ident)
+    try:
+        parameters = resolve_parameters(notebook, overrides)
+        source = source_hash(notebook, parameters)
+    except FileNotFoundError:
+        raise NotebookError(f"there is no notebook {shown(notebook)}") from None
+    except SyntaxError as error:
+        raise NotebookError(f"SyntaxError: {error.msg}, in {(error.text or '').strip()!r}") from None
+    except json.JSONDecodeError as error:
+        raise NotebookError(f"{shown(notebook)} is no notebook: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise NotebookError(one_line(error)) from None
+    folder = folder or paths.BUILD / scale / ident / source[:16]
+    return Task(ident, scale, {name: parameters[name] for name in overrides}, source, folder)
+
+
+def plan(scale: str, only: str = "") -> tuple[list[Task], dict[str, str]]:
+    """Tasks of a scale, those that take longest first, and the notebooks that cannot be run at all.
+
+    Parameters
+    ----------
+    scale
+        One of :data:`SCALES`.
+    only
+        A part of the notebooks' identifiers, or a glob pattern; empty for all.
+
+    Returns
+    -------
+    tasks : list of Task
+        Those last seen to take longest come first; before them those never timed, in the order of the scale's
+        file (at the quick scale, which has none, of ``laptop.yaml``).
+    broken : dict
+        Reason by notebook.
+
+    Raises
+    ------
+    PlanError
+        If the scale is not known, its file is wrong, or ``only`` matches nothing.
+    """
+    overrides = scale_parameters(scale)
+    order = list(overrides or scale_parameters("laptop"))
+    idents = [i for i in paths.notebook_ids() if only in i or fnmatch.fnmatchcase(i, only)]
+    if not idents:
+        raise PlanError(f"no notebook matches {only!r}" if only else "there are no notebooks")
+    tasks, broken = [], {}
+    for ident in sorted(idents, key=lambda i: order.index(i) if i in order else len(order)):
+        try:
+            tasks.append(task(ident, scale, overrides.get(ident, {})))
+        except NotebookError as error:
+            broken[ident] = str(error)
+    return sorted(tasks, key=lambda t: -_last_seconds(t)), broken
+
+
+def read_timing(folder: Path) -> dict[str, float]:
+    """``{"seconds": ..., "peak_mb": ...}`` of the result in ``folder``; empty if there is none."""
+    try:
+        return json.loads((folder / "timing.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _last_seconds(task: Task) -> float:
+    known = [timing["seconds"] for f in task.folder.parent.glob("*") if (timing := read_timing(f))]
+    return max(known, default=float("inf"))
+
+
+def stop_with_parent() -> None:
+    """End this process at once when its parent ends, however that came about.
+
+    A killed parent cannot stop its children, and Snakemake and the notebooks would run on unseen. IPython's
+    kernels watch their parents in the same way.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.3)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def execute(task: Task) -> None:
+    """Run a notebook as a task says and leave a complete result in its folder, or an error and its log.
+
+    Everything that papermill and the kernel print goes where this process' output goes.
+
+    Raises
+    ------
+    NotebookError
+        With the reason in one line; the traceback has been printed then.
+    """
+    import papermill  # a second that planning does not need to spend
+
+    notebook = paths.notebook_path(task.ident)
+    for stale in (task.record, task.timing, task.error, *task.folder.glob(".*")):
+        stale.unlink(missing_ok=True)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(THREADS))
+    os.environ.update(threads, HESSIAN_SCALE=task.scale, HESSIAN_OUT=str(task.folder), PYTHONHASHSEED="0")
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not one of the home folder
+    started = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            notebook, task.executed, task.overrides, kernel_name="python3", cwd=notebook.parent, progress_bar=False
+        )
+        if not task.record.exists():
+            raise NotebookError("it ended without a record; its last cell must call run.finish()")
+        if json.loads(task.record.read_text(encoding="utf-8"))["source"] != task.source:
+            raise NotebookError("its code changed while it ran; run it again")
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        timing = {"seconds": round(time.perf_counter() - started, 1), "peak_mb": round(peak)}
+        with paths.replacing(task.timing) as path:
+            path.write_text(json.dumps(timing) + "\n", encoding="utf-8")
+    except Exception as error:
+        task.record.unlink(missing_ok=True)
+        if isinstance(error, NotebookError):
+            raise
+        traceback.print_exc()
+        raise NotebookError(one_line(error)) from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one notebook from the command line; print one line if it fails."""
+    parser = argparse.ArgumentParser(prog="python -m common.pipeline.execute", description="Run one notebook at one scale.")
+    parser.add_argument("notebook", help="<paper>/<notebook>")
+    parser.add_argument("--scale", default="laptop", help=", ".join(SCALES))
+    parser.add_argument("--out", type=Path, help="folder of the result; default: where run_all.sh looks for it")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if os.environ.get("HESSIAN_TETHERED"):
+        stop_with_parent()
+
+    screen = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    this, where = None, ""
+    try:
+        overrides = scale_parameters(options.scale).get(options.notebook, {})
+        this = task(options.notebook, options.scale, overrides, options.out and options.out.resolve())
+        where = f" (log: {shown(this.log)})"
+        this.folder.mkdir(parents=True, exist_ok=True)
+        with this.log.open("w") as log:
+            os.dup2(log.fileno(), sys.stdout.fileno())
+            os.dup2(log.fileno(), sys.stderr.fileno())
+        execute(this)
+    except KeyboardInterrupt:
+        return 130
+    except (PlanError, NotebookError, OSError) as error:
+        reason = one_line(error) if isinstance(error, OSError) else str(error)
+        print(f"{options.notebook} failed: {reason}{where}", file=screen)
+        if this:
+            _note(this, reason)
+        return 1
+    return 0
+
+
+def _note(task: Task, reason: str) -> None:
+    try:
+        with paths.replacing(task.error) as path:
+            path.write_text(reason + "\n", encoding="utf-8")
+    except OSError:
+        pass  # a full disk: whoever waits for this task finds that out by itself
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+"""The gallery and the scorecard, written from the committed records; ``python -m common.pipeline.gallery [--check]``.
+
+``figures/README.md`` is generated whole; of the README at the top only what stands between the two ``scorecard``
+comments. Both follow from the records in ``figures/laptop`` and ``figures/paper`` and from nothing else, but for the
+column of seconds: it is measured where this machine has run what the record records, and carried over from the file
+where it has not, so that a fresh clone, which has no measurements, finds the committed files up to date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jsonschema
+
+from common import paths
+from common.notebook.run import PAPERS, REPRODUCED, VERDICTS, record_schema, rounded
+from common.paths import replacing
+
+#: Scales whose records are committed, in the order in which the gallery shows them; the last one found is counted.
+SCALES = ("laptop", "paper")
+
+_COMMAND = "python -m common.pipeline.gallery"
+_BEGIN, _END = "<!-- scorecard -->", "<!-- /scorecard -->"
+_SECONDS = re.compile(r"<!-- seconds: (\S+) (\S+) (\d+) -->")
+
+Records = Sequence[Mapping]
+#: Seconds by (identifier of the notebook, scale).
+Seconds = Mapping[tuple[str, str], int]
+
+
+def load_records() -> list[dict]:
+    """Committed records in the order of the gallery: by paper, then by notebook, then by scale.
+
+    Raises
+    ------
+    ValueError
+        If a record is damaged or does not obey the schema, or lies under another name than its own.
+    """
+    records = []
+    for scale in SCALES:
+        for file in sorted((paths.FIGURES / scale).glob("*/[!.]*.json")):
+            name = file.relative_to(paths.FIGURES).as_posix()
+            try:
+                record = json.loads(file.read_text(encoding="utf-8"))
+                jsonschema.validate(record, record_schema())
+            except (json.JSONDecodeError, jsonschema.ValidationError) as error:
+                reason = error.message if isinstance(error, jsonschema.ValidationError) else error
+                raise ValueError(f"figures/{name} is not a record: {reason}") from error
+            if f"{record['scale']}/{record['id']}.json" != name:
+                raise ValueError(f"figures/{name} holds the record of {record['id']} at scale {record['scale']}")
+            records.append(record)
+    order = list(PAPERS)
+    return sorted(records, key=lambda r: (order.index(r["paper"]["key"]), r["id"], SCALES.index(r["scale"])))
+
+
+def counted(records: Records) -> list[Mapping]:
+    """One record of each notebook, that of the largest scale: the one whose verdicts are counted."""
+    return list({r["id"]: r for r in sorted(records, key=lambda r: SCALES.index(r["scale"]))}.values())
+
+
+def count_verdicts(records: Iterable[Mapping]) -> Counter:
+    """Number of claims by verdict."""
+    return Counter(claim["verdict"] for record in records for claim in record["claims"])
+
+
+def measured_seconds(records: Records) -> dict[tuple[str, str], int]:
+    """Seconds that the records' runs took, where this machine has run the same source."""
+    seconds = {}
+    for record in records:
+        for file in (paths.BUILD / record["scale"] / record["id"]).glob("*/timing.json"):
+            if record["source"].startswith(file.parent.name):
+                taken = json.loads(file.read_text(encoding="utf-8"))["seconds"]
+                seconds[record["id"], record["scale"]] = max(1, round(taken))
+    return seconds
+
+
+def carried_seconds(gallery: str) -> dict[tuple[str, str], int]:
+    """The seconds that a gallery's text already gives."""
+    return {(ident, scale): int(seconds) for ident, scale, seconds in _SECONDS.findall(gallery)}
+
+
+def escaped(text: str) -> str:
+    """``text`` such that Markdown shows it as it is, on one line, in a table's cell too."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
+
+
+def number(value: float | str, digits: int = 3) -> str:
+    """A number with ``digits`` significant digits, from there to a million in full; words stay words."""
+    if not isinstance(value, str) and 10**digits <= abs(value) < 1e6:
+        return f"{value:.0f}"
+    return rounded(value, digits)
+
+
+def measurement(value: float, interval: Sequence[float]) -> str:
+    """A measurement with its interval, three digits or as many, up to six, as tell its ends apart."""
+    low, high = interval
+    digits = next((d for d in range(3, 6) if low == high or number(low, d) != number(high, d)), 6)
+    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the cells are Markdown already."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _summary(counts: Counter) -> str:
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+
+
+def _of_papers(records: Records) -> list[tuple[str, list[Mapping]]]:
+    """Papers that have records, each with its own."""
+    groups = [(key, [r for r in records if r["paper"]["key"] == key]) for key in PAPERS]
+    return [(key, group) for key, group in groups if group]
+
+
+def _anchor(ident: str) -> str:
+    return ident.replace("/", "-")
+
+
+def _shown(record: Mapping) -> str:
+    """What a record regenerates: ``Figures 2, 3, 13``, or that the paper has no such figure."""
+    kinds = (("Figure", record["paper"]["figures"]), ("Table", record["paper"]["tables"]))
+    named = [f"{kind}{'s' * (len(which) > 1)} {', '.join(which)}" for kind, which in kinds if which]
+    return escaped("; ".join(named)) or "beyond the paper"
+
+
+def _data(source: Mapping) -> str:
+    origin = f"{escaped(source['name'])}, {source['samples']} samples, from {escaped(source['origin'])}"
+    return f"**STAND-IN** for {origin}" if source["stand_in"] else origin
+
+
+def _counts_table(records: Records, gallery: str) -> str:
+    """Verdicts by paper; ``gallery`` is where the gallery lies, seen from the table."""
+    rows = [
+        (f"[{escaped(PAPERS[key])}]({gallery}#{key})", len(counted(group)), *_verdict_cells(counted(group)))
+        for key, group in _of_papers(records)
+    ]
+    return table(("paper", "notebooks", *VERDICTS), rows)
+
+
+def _verdict_cells(records: Iterable[Mapping]) -> list[int]:
+    counts = count_verdicts(records)
+    return [counts[verdict] for verdict in VERDICTS]
+
+
+def _notebook_section(group: Records, seconds: Seconds) -> str:
+    """The gallery's entry for one notebook: its records, one for each scale."""
+    ident, title, shown = group[0]["id"], escaped(group[0]["title"]), _shown(group[0])
+    lines = [
+        f'<a id="{_anchor(ident)}"></a>',
+        "",
+        f"### {shown[0].upper()}{shown[1:]}: {title}",
+        "",
+        f"Notebook [{escaped(ident)}](../notebooks/{ident}.ipynb)",
+    ]
+    for record in group:
+        scale, device, threads = record["scale"], record["environment"]["device"], record["environment"]["threads"]
+        taken = seconds.get((ident, scale))
+        time = "–" if taken is None else f"{taken} s <!-- seconds: {ident} {scale} {taken} -->"
+        folder = f"{scale}/{record['paper']['key']}"
+        lines += [
+            "",
+            *(f"![{title}]({folder}/{name})" for name in record["figures"]),
+            "",
+            f"- Scale: {scale}, on {device} with {threads} thread{'s' * (threads > 1)}",
+            f"- Data: {'; '.join(map(_data, record['data']))}",
+            f"- Reduced: {escaped('; '.join(record['reduced'])) or 'nothing'}",
+            f"- Claims: {_summary(count_verdicts([record]))} ([record]({scale}/{ident}.json))",
+            f"- Time: {time}",
+        ]
+    return "\n".join(lines)
+
+
+def _scorecard(records: Records) -> str:
+    """Every claim of a paper, one row each."""
+    rows = []
+    for record in records:
+        notebook = f"[{escaped(record['id'].partition('/')[2])}](#{_anchor(record['id'])})"
+        for claim in record["claims"]:
+            verdict = claim["verdict"] if claim["verdict"] == REPRODUCED else f"**{claim['verdict']}**"
+            rows.append((
+                notebook, record["scale"], escaped(claim["statement"]), escaped(claim["source"]),
+                escaped(number(claim["expected"])), escaped(measurement(claim["measured"], claim["interval"])),
+                escaped(claim["criterion"]), verdict,
+                "" if claim["verdict"] == REPRODUCED else escaped(claim["note"]),
+            ))  # fmt: skip
+    header = ("notebook", "scale", "claim", "source", "expected", "measured [interval]", "criterion", "verdict", "note")
+    return table(header, rows)
+
+
+def gallery_text(records: Records, seconds: Seconds) -> str:
+    """The whole of ``figures/README.md``.
+
+    Parameters
+    ----------
+    records
+        In the order of :func:`load_records`.
+    seconds
+        What each run took; what is missing is shown as a dash.
+    """
+    parts = [
+        f"<!-- Generated by `{_COMMAND}` from the records in this folder; changes made by hand are lost. -->",
+        "# Gallery and scorecard",
+        "Every figure, the notebook it comes from, and every claim of the papers held against a measurement. "
+        "*Reproduced*: the measured interval satisfies the criterion. *Not reproduced*: it does not. "
+        "*Paper in error*: the paper's own formula is wrong, and the note gives the right one. "
+        "*Untested*: this run cannot decide, and the note says why. "
+        "Where a notebook was run at more than one scale, the counts take the largest.",
+    ]
+    if not records:
+        return "\n\n".join([*parts, "No record is committed yet."]) + "\n"
+    parts.append(_counts_table(records, ""))
+    for key, group in _of_papers(records):
+        claims = _summary(count_verdicts(counted(group)))
+        parts += [f'<a id="{key}"></a>\n\n## {escaped(PAPERS[key])}', f"Claims: {claims}."]
+        for ident in dict.fromkeys(r["id"] for r in group):
+            parts.append(_notebook_section([r for r in group if r["id"] == ident], seconds))
+        parts += [f"### Scorecard of {escaped(key)}", _scorecard(group)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary_block(records: Records) -> str:
+    """What stands between the ``scorecard`` comments of the README at the top: counts by paper and by notebook."""
+    if not records:
+        return "No record is committed yet."
+    rows = [
+        (
+            f"[{escaped(r['id'])}](notebooks/{r['id']}.ipynb)", _shown(r), escaped(r["title"]), *_verdict_cells([r]),
+            f"[see](figures/README.md#{_anchor(r['id'])})",
+        )
+        for r in counted(records)
+    ]  # fmt: skip
+    by_notebook = table(("notebook", "figure", "what it shows", *VERDICTS, "gallery"), rows)
+    return f"{_counts_table(records, 'figures/README.md')}\n\n{by_notebook}"
+
+
+def with_block(readme: str, block: str) -> str:
+    """``readme`` with ``block`` between its ``scorecard`` comments.
+
+    Raises
+    ------
+    ValueError
+        If the comments are not there, once each and in order.
+    """
+    before, begin, rest = readme.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end) or _BEGIN in after or _END in before + after:
+        raise ValueError(f"README.md must have one line {_BEGIN} and after it one line {_END}")
+    return f"{before}{begin}\n{block}\n{end}{after}"
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def _generated(measure: bool) -> dict[Path, str]:
+    """The files that this module writes, and what belongs in them."""
+    gallery, readme = paths.FIGURES / "README.md", paths.ROOT / "README.md"
+    records = load_records()
+    seconds = carried_seconds(_text(gallery)) | (measured_seconds(records) if measure else {})
+    return {gallery: gallery_text(records, seconds), readme: with_block(_text(readme), summary_block(records))}
+
+
+def stale_files() -> list[Path]:
+    """Files that differ from what the records say; the seconds in them are taken as they are."""
+    return [file for file, text in _generated(measure=False).items() if _text(file) != text]
+
+
+def write_gallery() -> list[Path]:
+    """Bring the gallery and the README's block up to date, and say which files changed.
+
+    Raises
+    ------
+    ValueError
+        If a record is damaged or the README lacks its comments; nothing is written then.
+    """
+    changed = {file: text for file, text in _generated(measure=True).items() if _text(file) != text}
+    for file, text in changed.items():
+        with replacing(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return list(changed)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the gallery, or with ``--check`` say whether it is up to date; 0 if all is well."""
+    parser = argparse.ArgumentParser(prog=_COMMAND, description="Generate figures/README.md and README.md's scorecard.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
+    check = parser.parse_args(arguments).check
+    try:
+        files = stale_files() if check else write_gallery()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    names = " and ".join(file.relative_to(paths.ROOT).as_posix() for file in files)
+    if check and files:
+        print(f"out of date with the records: {names}; run {_COMMAND}", file=sys.stderr)
+        return 1
+    print("up to date" if not files else f"written: {names}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""Predictions of the papers, one file per theory."""

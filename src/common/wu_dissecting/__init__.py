@@ -1,0 +1,1 @@
+"""Wu, Zhu, Wu, Wang, Ge (2022), Dissecting Hessian: Understanding Common Structure of Hessian in Neural Networks."""

@@ -1,0 +1,230 @@
+"""The stochastic networks of Wu et al. (2022), App H, their bounds computed once and kept.
+
+The optimizations of 2000 epochs can be made beforehand on a machine with a GPU and without Jupyter, piece by piece,
+
+    python -m common.wu_dissecting.table10 table10_pac_bayes --scale paper --minutes 9
+
+and again until it says that all is made (:mod:`common.pipeline.pieces`).
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+
+from common.cache import cached
+from common.data import DataSource, images
+from common.dong_quantifying.full_batch import Checkpoint
+from common.hessian import layer as kronecker
+from common.pipeline.pieces import default_device, make_pieces
+from common.wu_dissecting import networks as classifiers
+from common.wu_dissecting import pac_bayes
+from common.wu_dissecting import training as ensembles
+from common.wu_dissecting.networks import classifier, truncated_gaussian
+from common.wu_dissecting.pac_bayes import (
+    METHODS,
+    Confidence,
+    Schedule,
+    Weights,
+    binned_by_rank,
+    bounds,
+    count_errors,
+    spread_along_curvature,
+    tighten,
+)
+from common.wu_dissecting.training import Ensemble, side_by_side, train_ensemble
+
+#: Added to the seed of the samples and labels, on which w₀ may not depend, and of the final draws, with which Q may not
+#: have been optimized. A CPU's generator looks at 32 bits of a seed only; those of the optimization are far below.
+DATA, FRESH = 2**30, 2**31
+#: T-600, R-600 (random labels), T-200^2_10 (ten classes): the names of Table 10.
+_NAME = re.compile(r"([TR])-(\d+(?:\^\d+)?)(_10)?")
+
+
+class Labelled(NamedTuple):
+    """Samples of one of the data sets of App E.1, pixels scaled to [−1, 1] as in Dziugaite and Roy.
+
+    A scaling by the mean of the training samples would make the prior's predictions depend on them.
+    """
+
+    X: Float[Tensor, "N 784"]
+    y: Int[Tensor, " N"]
+    X_test: Float[Tensor, "K 784"]
+    y_test: Int[Tensor, " K"]
+    classes: int
+    source: DataSource
+
+
+def labelled(name: str, samples: int, seed: int) -> Labelled:
+    """What a network of Table 10 is trained on: MNIST-2 (0 to 4 against 5 to 9), or MNIST with ten classes.
+
+    Parameters
+    ----------
+    samples
+        Drawn at random; 0 for all.
+    seed
+        Of that draw, and of random labels.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network.
+    """
+    parts = _NAME.fullmatch(name)
+    if not parts:
+        raise ValueError(f"unknown network {name!r}; known are T-600, T-300^2, R-600, T-200^2_10, ...")
+    train = images.load("MNIST", samples=samples or None, seed=DATA + seed)
+    test = images.load("MNIST", split="test")
+    classes = 10 if parts[3] else 2
+    generator = torch.Generator().manual_seed(DATA + seed)
+    ys = [y if parts[3] else (y >= 5).long() for y in (train.y, test.y)]
+    if parts[1] == "R":
+        ys = [torch.randint(classes, y.shape, generator=generator) for y in ys]
+    X, X_test = (2 * x.flatten(1) - 1 for x in (train.x, test.x))
+    return Labelled(X, ys[0], X_test, ys[1], classes, train.source)
+
+
+def trained(name: str, data: Labelled, *, epochs: int, seed: int) -> tuple[Weights, Weights, float]:
+    """Weights after SGD and before, of a network of Table 10, and its test error; kept in a file."""
+    network = "F-" + _NAME.fullmatch(name)[2]
+    shape, device = (data.X.shape[1], 1, 1), default_device()
+    kept = cached(
+        "wu_deterministic", {"name": name, "X": data.X, "y": data.y, "epochs": epochs, "seed": seed},
+        code=[classifiers, ensembles],
+        make=lambda checkpoint: train_ensemble(
+            lambda: classifier(network, shape, data.classes), data.X.to(device)[:, :, None, None], data.y.to(device),
+            seeds=[seed], epochs=epochs, keep=[0], initialize=truncated_gaussian, progress=f"{name}, {seed}",
+            checkpoint=checkpoint,
+        ).tensors(),
+    )  # fmt: skip
+    states = Ensemble.of_tensors(kept).states
+    layers = range(1, 1 + len(states) // 2)
+    last, first = (
+        [torch.cat([states[f"fc{k}.weight"][at, 0], states[f"fc{k}.bias"][at, 0, :, None]], 1) for k in layers]
+        for at in (-1, 0)
+    )
+    found = classifier(network, shape, data.classes)
+    Ensemble.of_tensors(kept).load(found, 0)
+    with torch.no_grad():
+        wrong = found(data.X_test).argmax(1) != data.y_test
+    return last, first, float(wrong.float().mean())
+
+
+#: What is kept of a bound: the fields of :class:`Bound`, the errors of network and posterior on the test samples.
+COLUMNS = ("bound", "error", "error_bound", "kl", "j", "half_log_prior", "test_error", "stochastic_test_error")
+
+
+def stochastic(
+    name: str, methods: Sequence[str], *, seed: int, samples: int, sgd_epochs: int, schedule: Schedule, draws: int,
+    confidence: Confidence,
+) -> dict[str, dict[str, Tensor]]:  # fmt: skip
+    """The bounds of one network by several methods that are optimized together, kept in a file.
+
+    Parameters
+    ----------
+    name
+        Of Table 10: ``"T-600"``, ``"R-600"``, ``"T-200^2_10"``.
+    methods
+        Of :data:`METHODS`; not both with and without learned bases.
+    seed
+        Of the draw of samples, initialization, trainings and draws of networks.
+    draws
+        For the estimate of the stochastic error; as many as that, at most 100,000, on the test samples.
+
+    Returns
+    -------
+    dict
+        Of every method a number for each of :data:`COLUMNS`; ``correlation`` (L,), Spearman's between curvature and
+        variance in each layer; ``rank``, ``curvature`` and ``variance`` (L, K) as
+        :func:`~common.wu_dissecting.pac_bayes.binned_by_rank` gives them.
+
+    Raises
+    ------
+    ValueError
+        If the network or a method is unknown.
+    """
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise ValueError(f"unknown methods {unknown}; known are {list(METHODS)}")
+    data = labelled(name, samples, seed)
+    weights, prior_weights, test_error = trained(name, data, epochs=sgd_epochs, seed=seed)
+    device, tested = default_device(), min(draws, 100_000)
+
+    def make(checkpoint: Checkpoint) -> dict[str, Tensor]:
+        start, prior = ([w.to(device) for w in ws] for ws in (weights, prior_weights))
+        X, y, X_test, y_test = (tensor.to(device) for tensor in data[:4])
+        q = tighten(
+            start, prior, X, y, [METHODS[method] for method in methods], schedule=schedule, confidence=confidence,
+            seed=seed, progress=f"{name}, {seed}, {', '.join(methods)}", checkpoint=checkpoint,
+        )  # fmt: skip
+        rows = bounds(q, X, y, draws=draws, seed=FRESH + seed, confidence=confidence)
+        wrong = count_errors(q, X_test, y_test, tested, FRESH + seed)
+        result = {}
+        for e, method in enumerate(methods):
+            values = {**vars(rows[e]), "test_error": test_error, "stochastic_test_error": wrong[e] / tested}
+            result |= {f"{method}:{column}": torch.tensor(float(values[column])) for column in COLUMNS}
+            curves = spread_along_curvature(q, e, X[: schedule.hessian_samples])
+            correlations = [float(stats.spearmanr(*curve).statistic) for curve in curves]
+            result[f"{method}:correlation"] = torch.tensor(correlations)
+            binned = [binned_by_rank(*curve) for curve in curves]
+            result |= {f"{method}:{key}": torch.stack([one[key] for one in binned]) for key in binned[0]}
+        return result
+
+    key = {
+        "name": name, "weights": list(weights), "prior": list(prior_weights), "X": data.X, "y": data.y,
+        "X_test": data.X_test, "y_test": data.y_test, "methods": methods, "seed": seed, "final_seed": FRESH + seed,
+        "schedule": vars(schedule), "draws": draws, "tested": tested, "confidence": vars(confidence),
+    }  # fmt: skip
+    kept = cached("wu_bounds", key, code=[kronecker, pac_bayes], make=make)
+    return {
+        method: {k.removeprefix(f"{method}:"): tensor for k, tensor in kept.items() if k.startswith(f"{method}:")}
+        for method in methods
+    }
+
+
+def of_parameters(p: dict) -> dict[str, list[dict[str, dict[str, Tensor]]]]:
+    """All that the notebook table10_pac_bayes needs, from its parameters: of every network the results of all seeds.
+
+    All methods of a network that stay in orthogonal bases are one batch.
+    """
+    schedule = Schedule(**{key: p[key] for key in vars(Schedule())})
+    options = {
+        "samples": p["samples"], "sgd_epochs": p["sgd_epochs"], "schedule": schedule, "draws": p["draws"],
+        "confidence": Confidence(p["delta"], p["delta_sampling"], p["b"], p["c"]),
+    }  # fmt: skip
+    seeds = [p["seed"] + k for k in range(p["members"])]
+
+    def groups(name: str) -> list[list[str]]:
+        mixed = [method for method in METHODS if METHODS[method].mixed and name in p["learned"]]
+        return [group for group in ([m for m in METHODS if not METHODS[m].mixed], mixed) if group]
+
+    def train(network: tuple[str, int]) -> None:
+        name, seed = network
+        trained(name, labelled(name, p["samples"], seed), epochs=p["sgd_epochs"], seed=seed)
+
+    def optimize(task: tuple[str, int, list[str]]) -> dict[str, dict[str, Tensor]]:
+        name, seed, methods = task
+        return stochastic(name, methods, seed=seed, **options)
+
+    networks = [(name, seed) for name in p["networks"] for seed in seeds]
+    tasks = [(name, seed, group) for name, seed in networks for group in groups(name)]
+    side_by_side(train, networks, default_device())
+    results = side_by_side(optimize, tasks, default_device())
+    found: dict[str, list[dict]] = {name: [{} for _ in seeds] for name in p["networks"]}
+    for (name, seed, _), result in zip(tasks, results, strict=True):
+        found[name][seeds.index(seed)] |= result
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make what a notebook needs; 0 when all is made, 3 when time ran out before."""
+    pieces = {"table10_pac_bayes": (of_parameters,)}
+    return make_pieces("wu_dissecting", pieces, arguments, program="common.wu_dissecting.table10", doc=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""Several equal networks trained at once, each with its own initialization and order of the samples.
+
+SGD on the mean cross-entropy of mini-batches, by default from Xavier's initialization: Wu et al. (2022), App E.3. Fully
+connected networks take their steps together, as batched matrix products. Convolutional ones take turns: as one grouped
+convolution sixteen LeNets cost 2.7 times as much on a CPU.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from common.dong_quantifying.full_batch import Checkpoint
+from common.wu_dissecting.networks import xavier
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+#: Samples that pass through a network at once where no gradient is needed.
+EVALUATED_AT_ONCE = 2000
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Plain SGD as App E.3 has it, or with momentum and weight decay as in App F.2.1."""
+
+    lr: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 128
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """E trained networks after K kept numbers of epochs.
+
+    Attributes
+    ----------
+    epochs
+        (K,) ascending.
+    states
+        Parameters and running statistics by their names in ``state_dict()``, (K, E, ...) each.
+    loss, accuracy
+        (K, E) mean cross-entropy and share of right answers on the training samples, batch norm with its running
+        statistics.
+    seconds
+        (1,) that the training took.
+    """
+
+    epochs: Int[Tensor, " K"]
+    states: dict[str, Tensor]
+    loss: Float[Tensor, "K E"]
+    accuracy: Float[Tensor, "K E"]
+    seconds: Float[Tensor, "1"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept in a file."""
+        fields = {name: getattr(self, name) for name in ("epochs", "loss", "accuracy", "seconds")}
+        return fields | {f"state:{name}": tensor for name, tensor in self.states.items()}
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor]) -> "Ensemble":
+        """From what :meth:`tensors` gave."""
+        states = {name.removeprefix("state:"): t for name, t in tensors.items() if name.startswith("state:")}
+        return cls(states=states, **{name: t for name, t in tensors.items() if ":" not in name})
+
+    @classmethod
+    def joined(cls, parts: Sequence["Ensemble"]) -> "Ensemble":
+        """The members of several ensembles with the same kept epochs; seconds add up."""
+        states = {name: torch.cat([part.states[name] for part in parts], 1) for name in parts[0].states}
+        loss, accuracy = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("loss", "accuracy"))
+        return cls(parts[0].epochs, states, loss, accuracy, sum(part.seconds for part in parts))
+
+    def load(self, network: nn.Module, member: int, epoch: int | None = None) -> None:
+        """Make ``network`` that member after ``epoch`` epochs, the last kept ones by default.
+
+        Raises
+        ------
+        ValueError
+            If that epoch was not kept.
+        """
+        kept = self.epochs.tolist()
+        if epoch is not None and epoch not in kept:
+            raise ValueError(f"epoch {epoch} was not kept; there are {kept}")
+        place = -1 if epoch is None else kept.index(epoch)
+        network.load_state_dict({name: tensor[place, member] for name, tensor in self.states.items()})
+
+
+class _Together:
+    """Plain SGD on fully connected ReLU networks: a step of all of them in batched products."""
+
+    def __init__(self, networks: Sequence[nn.Sequential], X: Tensor, y: Tensor, scheme: Scheme):
+        self.X, self.y, self.scheme = X.flatten(1), y, scheme
+        modules = dict(networks[0].named_children())
+        self.layers = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        self.normalized = {name: f"bn_{name}" for name in self.layers if f"bn_{name}" in modules}
+        self.momenta = {norm: (modules[norm].momentum, modules[norm].eps) for norm in self.normalized.values()}
+        dicts = [network.state_dict() for network in networks]
+        self.state = {name: torch.stack([d[name] for d in dicts]) for name in dicts[0]}
+        self.member = torch.arange(len(networks), device=X.device)[:, None]
+
+    @torch.no_grad()
+    def step(self, rows: Int[Tensor, "E B"]) -> None:
+        inputs, active, normalizers = [self.X[rows]], [], []
+        for name in self.layers:
+            z = torch.baddbmm(self.state[f"{name}.bias"][:, None], inputs[-1], self.state[f"{name}.weight"].mT)
+            if name == self.layers[-1]:
+                break
+            z.relu_()
+            active.append(z)
+            inputs.append(self._normalize(name, z, normalizers) if name in self.normalized else z)
+        delta = z.softmax(2)
+        delta[self.member, torch.arange(rows.shape[1], device=rows.device), self.y[rows]] -= 1
+        delta *= self.scheme.lr / rows.shape[1]
+        for k in reversed(range(len(self.layers))):
+            W = self.state[f"{self.layers[k]}.weight"]
+            below = delta @ W if k else None
+            W.baddbmm_(delta.mT, inputs[k], alpha=-1)
+            self.state[f"{self.layers[k]}.bias"] -= delta.sum(1)
+            if k:
+                if self.layers[k - 1] in self.normalized:
+                    scale = normalizers.pop()
+                    along = (below * inputs[k]).mean(1, keepdim=True)
+                    below = scale * (below - below.mean(1, keepdim=True) - inputs[k] * along)
+                delta = below.mul_(active[k - 1] > 0)
+
+    def _normalize(self, name: str, z: Tensor, normalizers: list[Tensor]) -> Tensor:
+        """(z − mean)/std over the batch; the scale is kept for the way back, running statistics as torch's."""
+        norm = self.normalized[name]
+        rate, eps = self.momenta[norm]
+        variance, mean = torch.var_mean(z, 1, correction=0)
+        unbiased = variance * (z.shape[1] / max(1, z.shape[1] - 1))
+        self.state[f"{norm}.running_mean"].lerp_(mean, rate)
+        self.state[f"{norm}.running_var"].lerp_(unbiased, rate)
+        self.state[f"{norm}.num_batches_tracked"] += 1
+        normalizers.append((variance + eps).rsqrt()[:, None])
+        return (z - mean[:, None]) * normalizers[-1]
+
+    def now(self) -> dict[str, Tensor]:
+        return self.state
+
+    def velocity(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, Tensor], velocity: dict[str, Tensor]) -> None:
+        self.state = {name: tensor.to(self.X.device) for name, tensor in state.items()}
+
+
+class _InTurn:
+    """Any network and any scheme: torch's autograd and SGD, one network after the other."""
+
+    def __init__(self, networks: Sequence[nn.Module], X: Tensor, y: Tensor, scheme: Scheme):
+        self.networks, self.y = networks, y
+        self.X = X.to(memory_format=torch.channels_last) if X.ndim == 4 else X
+        for network in networks:
+            network.to(memory_format=torch.channels_last).train()
+        self.optimizers = [
+            torch.optim.SGD(n.parameters(), lr=scheme.lr, momentum=scheme.momentum, weight_decay=scheme.weight_decay)
+            for n in networks
+        ]
+
+    def step(self, rows: Int[Tensor, "E B"]) -> None:
+        for network, optimizer, batch in zip(self.networks, self.optimizers, rows, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            nn.functional.cross_entropy(network(self.X[batch]), self.y[batch]).backward()
+            optimizer.step()
+
+    def now(self) -> dict[str, Tensor]:
+        dicts = [network.state_dict() for network in self.networks]
+        return {name: torch.stack([d[name] for d in dicts]).contiguous() for name in dicts[0]}
+
+    def velocity(self) -> dict[str, Tensor]:
+        names = [name for name, _ in self.networks[0].named_parameters()]
+        buffers = [[o.state[p].get("momentum_buffer") for p in o.param_groups[0]["params"]] for o in self.optimizers]
+        if buffers[0][0] is None:
+            return {}
+        return {name: torch.stack([b[k] for b in buffers]) for k, name in enumerate(names)}
+
+    def restore(self, state: dict[str, Tensor], velocity: dict[str, Tensor]) -> None:
+        for member, (network, optimizer) in enumerate(zip(self.networks, self.optimizers, strict=True)):
+            network.load_state_dict({name: tensor[member] for name, tensor in state.items()})
+            for name, parameter in network.named_parameters():
+                if name in velocity:
+                    optimizer.state[parameter]["momentum_buffer"] = velocity[name][member].to(parameter.device).clone()
+
+
+def train_ensemble(
+    build: Callable[[], nn.Module], X: Float[Tensor, "N *shape"], y: Int[Tensor, " N"], *, seeds: Sequence[int],
+    epochs: int, scheme: Scheme | None = None, keep: Sequence[int] = (), progress: str = "",
+    checkpoint: Checkpoint | None = None, initialize: Callable[[nn.Module, torch.Generator], None] = xavier,
+) -> Ensemble:  # fmt: skip
+    """Train one network for each seed on the same samples.
+
+    Parameters
+    ----------
+    build
+        Makes a network, which is then initialized.
+    seeds
+        Of initialization and of the orders of the samples.
+    scheme
+        Step size and the like; the last batch of an epoch has what is left.
+    keep
+        Epochs to keep besides the last.
+    progress
+        If not empty, this word and the time are printed ten times.
+    checkpoint
+        Where to leave the state, and to take it up; the result does not depend on an interruption.
+    initialize
+        Draws the parameters of a network, in place.
+
+    Raises
+    ------
+    ValueError
+        If sizes or rates are not positive, or epochs to keep are not among those trained.
+    FloatingPointError
+        If a loss stops being finite.
+    """
+    scheme = scheme or Scheme()
+    kept_at = sorted({*keep, epochs})
+    if scheme.batch_size < 1 or epochs < 0 or not scheme.lr > 0 or not seeds:
+        raise ValueError(f"positive sizes are needed: {len(seeds)} seeds, {epochs} epochs, {scheme}")
+    if kept_at[0] < 0 or kept_at[-1] > epochs:
+        raise ValueError(f"epochs to keep must lie in 0..{epochs}, got {list(keep)}")
+    networks = [build() for _ in seeds]
+    for network, seed in zip(networks, seeds, strict=True):
+        initialize(network, torch.Generator().manual_seed(seed))
+        network.to(X.device)
+    dense = all(isinstance(m, nn.Flatten | nn.Linear | nn.ReLU | nn.BatchNorm1d) for m in networks[0].children())
+    plain = scheme.momentum == 0 and scheme.weight_decay == 0
+    trainer = (_Together if dense and plain else _InTurn)(networks, X, y, scheme)
+    states: dict[str, list[Tensor]] = {name: [] for name in trainer.now()}
+    loss, accuracy, start, spent = torch.zeros(len(kept_at), len(seeds)), torch.zeros(len(kept_at), len(seeds)), 0, 0.0
+    if checkpoint is not None and (found := checkpoint.load()) is not None:
+        groups = {part: _group(found, part) for part in ("now", "velocity", "kept")}
+        trainer.restore(groups["now"], groups["velocity"])
+        states = {name: list(tensor) for name, tensor in groups["kept"].items()} or states
+        loss, accuracy = found["loss"], found["accuracy"]
+        start, spent = int(found["epoch"]), float(found["seconds"])
+    begin = time.monotonic() - spent
+    evaluated = build().to(X.device).eval()
+    for epoch in range(start, epochs + 1):
+        if epoch in kept_at:
+            place, now = kept_at.index(epoch), trainer.now()
+            for member in range(len(seeds)):
+                evaluated.load_state_dict({name: tensor[member] for name, tensor in now.items()})
+                loss[place, member], accuracy[place, member] = _evaluate(evaluated, X, y)
+            if not loss[place].isfinite().all():
+                raise FloatingPointError(f"a loss is not finite after epoch {epoch}")
+            for name, tensor in now.items():
+                states[name].append(tensor.detach().cpu().clone())
+            if progress:
+                print(
+                    f"{progress}: after {epoch} epochs loss {loss[place].mean():.4f}, accuracy "
+                    f"{accuracy[place].mean():.4f}, {time.monotonic() - begin:.0f} s", flush=True,
+                )  # fmt: skip
+        elif progress and epoch % max(1, epochs // 10) == 0:
+            print(f"{progress}: {epoch} of {epochs} epochs, {time.monotonic() - begin:.0f} s", flush=True)
+        if epoch == epochs:
+            break
+        # One seed an epoch: an interrupted training goes on with the same orders.
+        generators = [torch.Generator().manual_seed(seed * 100_003 + epoch) for seed in seeds]
+        order = torch.stack([torch.randperm(len(y), generator=g) for g in generators]).to(X.device)
+        for rows in order.split(scheme.batch_size, 1):
+            trainer.step(rows)
+        if checkpoint is not None:
+            checkpoint.offer(lambda epoch=epoch: _state(trainer, states, loss, accuracy, epoch + 1, begin))
+    stacked = {name: torch.stack(tensors) for name, tensors in states.items()}
+    return Ensemble(torch.tensor(kept_at), stacked, loss, accuracy, torch.tensor([time.monotonic() - begin]))
+
+
+def _state(
+    trainer: _Together | _InTurn, states: dict[str, list[Tensor]], loss: Tensor, accuracy: Tensor, epoch: int,
+    begin: float,
+) -> dict[str, Tensor]:  # fmt: skip
+    parts = {"now": trainer.now(), "velocity": trainer.velocity()}
+    parts["kept"] = {name: torch.stack(tensors) for name, tensors in states.items() if tensors}
+    flat = {f"{part}:{name}": tensor for part, group in parts.items() for name, tensor in group.items()}
+    seconds = torch.tensor(time.monotonic() - begin)
+    return flat | {"loss": loss, "accuracy": accuracy, "epoch": torch.tensor(epoch), "seconds": seconds}
+
+
+def _group(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}:"): t for name, t in tensors.items() if name.startswith(f"{part}:")}
+
+
+@torch.no_grad()
+def _evaluate(network: nn.Module, X: Tensor, y: Tensor) -> tuple[float, float]:
+    logits = torch.cat([network(x) for x in X.split(EVALUATED_AT_ONCE)])
+    return float(nn.functional.cross_entropy(logits, y)), float((logits.argmax(1) == y).float().mean())
+
+
+def side_by_side(function: Callable[[Task], Result], tasks: Sequence[Task], device: torch.device) -> list[Result]:
+    """The results of independent tasks: on a CPU two at once, each in a thread, on a GPU in turn.
+
+    An interruption does not wait for tasks that run, but the end of the process does.
+    """
+    if device.type != "cpu":
+        return [function(task) for task in tasks]
+    pool = ThreadPoolExecutor(2)
+    try:
+        return list(pool.map(function, tasks))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

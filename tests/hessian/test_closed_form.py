@@ -1,0 +1,403 @@
+"""Closed-form Hessians against automatic differentiation, curvlinops, and sums over formed blocks."""
+
+import importlib
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError, install_import_hook
+from torch.nn.functional import cross_entropy, one_hot
+
+from common.hessian import closed_form as blocks
+from common.hessian.closed_form import (
+    HiddenLayerHessian,
+    KhatriRao,
+    LinearHessian,
+    squared_gram,
+    weighted_block_norms,
+    weighted_gram,
+    weighted_gram_norms,
+)
+
+LOSSES = ("CE", "MSE")
+FEW = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def linear(N, d, C, loss, seed=0, dtype=torch.float64, scale=1.0):
+    rng = torch.Generator().manual_seed(seed)
+    X = torch.randn(N, d, generator=rng, dtype=torch.float64)
+    V = scale * torch.randn(C, d, generator=rng, dtype=torch.float64)
+    return LinearHessian(X.to(dtype), V.to(dtype), loss)
+
+
+def hidden(N, d, m, C, loss, seed=0, dead=False, dtype=torch.float64, scale=1.0):
+    rng = torch.Generator().manual_seed(seed)
+    X = torch.randn(N, d, generator=rng, dtype=torch.float64)
+    W = torch.randn(m, d, generator=rng, dtype=torch.float64)
+    V = scale * torch.randn(C, m, generator=rng, dtype=torch.float64)
+    if dead:
+        W[seed % m] = 0  # never active; the kink itself, too
+    y = torch.randint(C, (N,), generator=rng)
+    return HiddenLayerHessian(X.to(dtype), W.to(dtype), V.to(dtype), y, loss)
+
+
+def objective(outputs, y, loss):
+    """Return the loss as the module states it."""
+    if loss == "CE":
+        return cross_entropy(outputs, y)
+    return (outputs - one_hot(y, outputs.shape[1])).square().sum(dim=1).mean()
+
+
+def by_autograd(H):
+    """Return the same Hessian by torch.func."""
+    if isinstance(H, LinearHessian):
+        y = torch.zeros(H.N, dtype=torch.long)
+        return torch.func.hessian(lambda v: objective(H.X @ v.view_as(H.V).T, y, H.loss))(H.V.flatten())
+
+    def at(parameters):
+        W, V = parameters.split([H.W.numel(), H.V.numel()])
+        return objective((H.X @ W.view_as(H.W).T).relu() @ V.view_as(H.V).T, H.y, H.loss)
+
+    return torch.func.hessian(at)(torch.cat([H.W.flatten(), H.V.flatten()]))
+
+
+def pooled(H, pixels, pool):
+    """Pool |H| entry by entry."""
+    sizes = [min(n, max(1, round(pixels * n / max(H.shape)))) for n in H.shape]
+    row, column = (torch.arange(n) * size // n for n, size in zip(H.shape, sizes, strict=True))
+    image = torch.empty(sizes, dtype=torch.float64)
+    for r in range(sizes[0]):
+        for c in range(sizes[1]):
+            pixel = H[row == r][:, column == c].abs().double()
+            image[r, c] = pixel.mean() if pool == "mean" else pixel.max()
+    return image
+
+
+def close(actual, expected, tolerance=1e-10):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Products this small gain nothing from a second thread and lose much where the processors are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["one chunk", "tiny chunks", "no Khatri-Rao matrix"])
+def memory(request, monkeypatch):
+    """Set the bounds on memory so that every way of splitting the work is taken."""
+    if request.param == "tiny chunks":
+        monkeypatch.setattr(blocks, "_SAMPLES", 2)
+        monkeypatch.setattr(blocks, "_ENTRIES", 30)
+    if request.param == "no Khatri-Rao matrix":
+        monkeypatch.setattr(blocks, "_PRODUCTS", 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The matrix
+
+
+@FEW
+@given(
+    N=st.integers(1, 8),
+    d=st.integers(1, 5),
+    C=st.integers(1, 18),
+    loss=st.sampled_from(LOSSES),
+    seed=st.integers(0, 99),
+)
+@example(N=1, d=1, C=1, loss="CE", seed=0)
+@example(N=3, d=2, C=17, loss="CE", seed=0)
+def test_linear_matrix_is_that_of_autograd(N, d, C, loss, seed):
+    H = linear(N, d, C, loss, seed)
+    expected = by_autograd(H)
+    close(H.matrix(), expected)
+    close(H.tile(slice(None), slice(None)), expected)
+    close(H.squared_norms(), expected.view(C, d, C, d).square().sum((1, 3)))
+
+
+@FEW
+@given(
+    N=st.integers(1, 8),
+    d=st.integers(1, 4),
+    m=st.integers(1, 4),
+    C=st.integers(1, 10),
+    loss=st.sampled_from(LOSSES),
+    seed=st.integers(0, 99),
+    dead=st.booleans(),
+)
+@example(N=1, d=1, m=1, C=1, loss="CE", seed=0, dead=False)
+@example(N=1, d=1, m=1, C=1, loss="MSE", seed=0, dead=True)
+@example(N=5, d=3, m=1, C=2, loss="CE", seed=0, dead=True)
+@example(N=5, d=3, m=2, C=17, loss="CE", seed=0, dead=False)
+def test_hidden_matrix_is_that_of_autograd(N, d, m, C, loss, seed, dead):
+    H = hidden(N, d, m, C, loss, seed, dead)
+    expected = by_autograd(H)
+    close(H.matrix(), expected)
+    close(H.tile(slice(None), slice(None)), expected)
+    split = m * d
+    close(H.ww(), expected[:split, :split])
+    close(H.vv(), expected[split:, split:])
+    close(H.wv(), expected[:split, split:])
+    close(H.squared_norms("ww"), H.ww().view(m, d, m, d).square().sum((1, 3)))
+    close(H.squared_norms("vv"), H.vv().view(C, m, C, m).square().sum((1, 3)))
+    sheets = H.wv().view(m, d, C, m).square().sum((1, 2))
+    close(torch.tensor(H.stripe_energy()), torch.stack([sheets.trace(), sheets.sum()]).float())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("d, C", [(5, 4), (2, 17)])
+def test_linear_matrix_however_the_work_is_split(memory, d, C, loss):
+    H = linear(7, d, C, loss)
+    expected = by_autograd(H)
+    close(H.matrix(), expected)
+    close(H.tile(slice(1, 9, 2), torch.tensor([0, 5, 3])), expected[1:9:2, [0, 5, 3]])
+    close(H.squared_norms(), expected.view(C, d, C, d).square().sum((1, 3)))
+    for pool in ("mean", "max"):
+        close(H.image(6, pool), pooled(expected, 6, pool))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_hidden_matrix_however_the_work_is_split(memory, loss):
+    H = hidden(9, 4, 3, 5, loss)
+    expected = by_autograd(H)
+    close(H.matrix(), expected)
+    rows, columns = torch.tensor([26, 0, 13, 7]), slice(3, None, 4)
+    close(H.tile(rows, columns), expected[rows][:, columns])
+    close(H.tile(H.w(2), H.v(4)), expected[8:12, 24:27])
+    close(H.squared_norms("ww"), H.ww().view(3, 4, 3, 4).square().sum((1, 3)))
+
+
+def test_curvlinops_agrees():
+    curvlinops = pytest.importorskip("curvlinops")
+    H = hidden(12, 5, 3, 4, "CE", dead=True)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 3, bias=False), torch.nn.ReLU(), torch.nn.Linear(3, 4, bias=False)
+    ).double()
+    model[0].weight.data, model[2].weight.data = H.W, H.V
+    parameters = list(model.parameters())
+    data = [(H.X, H.y)]
+    operator = curvlinops.HessianLinearOperator(model, torch.nn.CrossEntropyLoss(), parameters, data)
+    close(H.matrix(), operator @ torch.eye(H.order, dtype=torch.float64))
+
+    H = HiddenLayerHessian(H.X, H.W, H.V, H.y, "MSE")
+    data = [(H.X, one_hot(H.y, 4).double())]
+    operator = curvlinops.HessianLinearOperator(model, torch.nn.MSELoss(), parameters, data)
+    close(H.matrix(), 4 * (operator @ torch.eye(H.order, dtype=torch.float64)))  # MSELoss divides by C = 4
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_matrix_is_exactly_symmetric_and_written_where_asked(loss):
+    for H in (hidden(600, 130, 3, 270, loss, dtype=torch.float32), linear(300, 20, 9, loss, dtype=torch.float32)):
+        out = torch.full((H.order, H.order), math.nan)
+        matrix = H.matrix(out=out)
+        assert matrix is out and torch.equal(matrix, matrix.T)
+
+
+def test_mse_couples_no_two_classes():
+    d, C = 6, 5
+    matrix = linear(30, d, C, "MSE").matrix().view(C, d, C, d)
+    for i in range(C):
+        for j in range(C):
+            assert i == j or not matrix[i, :, j].any()
+    assert linear(30, d, C, "MSE").mean_squared_norms().off_diagonal == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_float32_agrees_with_float64_even_where_the_model_is_sure(loss, scale):
+    # At scale 30 most samples have a probability of almost 1, whose complement a naive 1 - p would lose.
+    for arguments in ({"N": 2000, "d": 40, "m": 6, "C": 50}, {"N": 300, "d": 150, "m": 4, "C": 7}):
+        exact = hidden(loss=loss, scale=scale, **arguments)
+        H = HiddenLayerHessian(exact.X.float(), exact.W.float(), exact.V.float(), exact.y, loss)
+        exact = HiddenLayerHessian(H.X.double(), H.W.double(), H.V.double(), H.y, loss)
+        for part in ("ww", "vv", "wv"):
+            expected = getattr(exact, part)()
+            assert (getattr(H, part)() - expected).norm() <= 1e-6 * expected.norm()
+        close(H.squared_norms("ww").double(), exact.squared_norms("ww"), 1e-5)
+        close(torch.tensor(H.mean_squared_norms("vv")), torch.tensor(exact.mean_squared_norms("vv")), 1e-5)
+
+
+def test_complement_of_a_probability_near_one():
+    H = LinearHessian(torch.ones(1, 1), torch.tensor([[60.0], [0.0], [1.0]]), "CE")
+    expected = (math.exp(-60) + math.exp(-59)) / (1 + math.exp(-60) + math.exp(-59))
+    assert H.top[2].item() == pytest.approx(expected, rel=1e-14)
+    assert H.matrix()[0, 0].item() == pytest.approx(expected, rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Norms
+
+
+@pytest.mark.parametrize("d", [1, 7, 300])
+def test_weighted_gram_and_its_norms(d):
+    rng = torch.Generator().manual_seed(d)
+    X = torch.randn(40, d, generator=rng, dtype=torch.float64)
+    weights = torch.randn(40, 3, generator=rng, dtype=torch.float64)
+    formed = torch.einsum("nb,ni,nj->bij", weights, X, X)
+    samples = torch.tensor([3, 8, 30])
+    close(weighted_gram(X, weights[:, 0]), formed[0])
+    close(weighted_gram(X, weights[:, 0], samples), (X[samples].T * weights[samples, 0]) @ X[samples])
+    close(KhatriRao(X).grams(weights), formed)
+    norms = (formed / 40).square().sum((1, 2))
+    close(weighted_gram_norms(squared_gram(X), weights), norms)
+    close(weighted_block_norms(X, weights), norms)
+    close(KhatriRao(X).squared_norms(weights) / 40**2, norms)
+
+
+@pytest.mark.parametrize("N, d, B", [(30, 4, 5), (10, 300, 5), (100, 270, 1), (10, 6, 40)])
+def test_block_norms_by_each_of_the_three_ways(N, d, B, monkeypatch):
+    X, weights = torch.randn(N, d, dtype=torch.float64), torch.randn(N, B, dtype=torch.float64)
+    expected = torch.einsum("nb,ni,nj->bij", weights / N, X, X).square().sum((1, 2))
+    close(weighted_block_norms(X, weights), expected)
+    monkeypatch.setattr(blocks, "_GRAM", 0)
+    close(weighted_block_norms(X, weights), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "N, d, C", [(5, 30, 12), (8, 4, 40), (300, 2, 5), (20, 2, 40), (4, 3, 1), (4, 3, 2), (1, 1, 9)]
+)
+def test_mean_norms_against_brute_force(N, d, C, loss):
+    H = linear(N, d, C, loss)
+    norms = H.matrix().view(C, d, C, d).square().sum((1, 3))
+    mean = H.mean_squared_norms()
+    assert mean.diagonal == pytest.approx(norms.diagonal().mean().item(), rel=1e-10, abs=1e-300)
+    off = [norms[i, j].item() for i in range(C) for j in range(C) if i != j]
+    if off:
+        assert mean.off_diagonal == pytest.approx(sum(off) / len(off), rel=1e-10)
+    else:
+        assert math.isnan(mean.off_diagonal)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_mean_norms_of_the_layers(loss):
+    H = hidden(60, 5, 4, 6, loss, dead=True)
+    for part, formed in (("ww", H.ww().view(4, 5, 4, 5)), ("vv", H.vv().view(6, 4, 6, 4))):
+        norms, mean = formed.square().sum((1, 3)), H.mean_squared_norms(part)
+        count = len(norms)
+        assert mean.diagonal == pytest.approx(norms.trace().item() / count, rel=1e-12)
+        off = (norms.sum() - norms.trace()).item() / (count * (count - 1))
+        assert mean.off_diagonal == pytest.approx(off, rel=1e-10, abs=1e-14)
+
+
+def test_the_gradient_of_the_loss_lives_on_the_stripes_alone():
+    """Other labels change the cross-layer Hessian only in the columns v_k of the rows w_k, the first term of (18)."""
+    H = hidden(50, 4, 3, 5, "CE")
+    other = HiddenLayerHessian(H.X, H.W, H.V, (H.y + 1) % 5, "CE")
+    change = (H.wv() - other.wv()).view(3, 4, 5, 3)
+    stripes = torch.eye(3, dtype=torch.bool)[:, None, None, :].expand(3, 4, 5, 3)
+    assert not change[~stripes].any() and change[stripes].any()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("pixels", [1, 7, 24, 31, 10**6])
+def test_image_is_the_pooled_matrix(pixels, loss, pool):
+    for H in (linear(20, 6, 12, loss), linear(20, 3, 24, loss), linear(4, 300, 2, loss)):
+        close(H.image(pixels, pool), pooled(H.matrix(), pixels, pool) if H.order < 100 else H.image(pixels, pool))
+    H = hidden(20, 7, 3, 11, loss, dead=True)
+    matrices = {"full": H.matrix(), "ww": H.ww(), "vv": H.vv(), "wv": H.wv()}
+    for part, matrix in matrices.items():
+        close(H.image(pixels, part, pool), pooled(matrix, pixels, pool))
+
+
+def test_image_without_khatri_rao_matrix():
+    H = linear(4, 300, 2, "CE")
+    assert not KhatriRao.fits(H.N, H.d)
+    close(H.image(11), pooled(H.matrix(), 11, "mean"))
+    close(H.matrix(), by_autograd(H))
+
+
+def test_image_of_a_matrix_too_large_to_form():
+    """Order 40,000: 6.4 GB in float32."""
+    H = linear(50, 40, 1000, "CE", dtype=torch.float32)
+    image = H.image(8)
+    corner = H.tile(slice(0, 5000), slice(35000, 40000)).abs().mean(dtype=torch.float64)
+    assert image[0, 7].item() == pytest.approx(corner.item(), rel=1e-5)
+    assert image[7, 0] == image[0, 7]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+X, W, V, Y = torch.ones(4, 3), torch.ones(2, 3), torch.ones(5, 2), torch.zeros(4, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((X, W, torch.ones(0, 2), Y, "CE"), "the number of classes C must be at least 1, got 0"),
+        ((torch.ones(0, 3), W, V, Y[:0], "CE"), "the number of samples N must be at least 1, got 0"),
+        ((X, torch.ones(0, 3), torch.ones(5, 0), Y, "CE"), "the number of hidden neurons m must be at least 1, got 0"),
+        ((X, torch.ones(2, 4), V, Y, "CE"), "W has 4 columns but the samples have 3 features"),
+        ((X, W, torch.ones(5, 3), Y, "CE"), "V has 3 columns but W has 2 rows"),
+        ((X, W, V, Y[:3], "CE"), "y must hold 4 integer labels"),
+        ((X, W, V, Y.double(), "CE"), "y must hold 4 integer labels"),
+        ((X, W, V, Y + 5, "CE"), "labels must lie in 0, ..., 4, got 5"),
+        ((X, W, V, Y - 1, "CE"), "labels must lie in 0, ..., 4, got -1"),
+        ((X, W, V, Y, "hinge"), "the loss must be 'CE' or 'MSE', got 'hinge'"),
+        ((X * math.nan, W, V, Y, "CE"), "X holds values that are not finite"),
+        ((X, W, V / 0, Y, "CE"), "V holds values that are not finite"),
+        ((X.half(), W, V, Y, "CE"), "X must be float32 or float64"),
+        ((X[0], W, V, Y, "CE"), "X must be a matrix"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(arguments, message):
+    with pytest.raises(ValueError, match="^" + message) as error:
+        HiddenLayerHessian(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_requests_are_named():
+    with pytest.raises(ValueError, match="V has 2 columns but the samples have 3 features"):
+        LinearHessian(X, V, "CE")
+    H = HiddenLayerHessian(X, W, V, Y, "CE")
+    with pytest.raises(ValueError, match=r"class must lie in 0, \.\.\., 4, got 5"):
+        H.v(5)
+    with pytest.raises(ValueError, match=r"neuron must lie in 0, \.\.\., 1, got -1"):
+        H.w(-1)
+    with pytest.raises(ValueError, match="the number of pixels must be at least 1, got 0"):
+        H.image(0)
+    with pytest.raises(ValueError, match="pool must be 'mean' or 'max', got 'median'"):
+        H.image(5, pool="median")
+    with pytest.raises(ValueError, match="part must be one of full, ww, vv, wv, got 'vw'"):
+        H.image(5, part="vw")
+    with pytest.raises(ValueError, match="part must be 'ww' or 'vv', got 'wv'"):
+        H.squared_norms("wv")
+
+
+def test_weights_in_training_are_left_alone():
+    weights = V.clone().requires_grad_()
+    H = HiddenLayerHessian(X, W, weights, Y, "CE")
+    assert not H.matrix().requires_grad and weights.requires_grad
+
+
+def test_annotated_shapes_hold(monkeypatch):
+    """The module with the shapes and types of its signatures checked at every call."""
+    monkeypatch.delitem(sys.modules, blocks.__name__)
+    monkeypatch.setattr(sys.modules["common.hessian"], "blocks", blocks)  # put back at the end
+    with install_import_hook(blocks.__name__, "beartype.beartype"):
+        checked = importlib.import_module(blocks.__name__)
+    for loss in LOSSES:
+        plain = hidden(6, 3, 2, 4, loss)
+        H = checked.HiddenLayerHessian(plain.X, plain.W, plain.V, plain.y, loss)
+        close(H.matrix(), plain.matrix())
+        close(H.tile(slice(2), slice(3, 12)), plain.matrix()[:2, 3:12])
+        close(H.image(5, "wv"), plain.image(5, "wv"))
+        for part in ("ww", "vv"):
+            close(H.squared_norms(part), plain.squared_norms(part))
+            assert H.mean_squared_norms(part) == plain.mean_squared_norms(part)
+        close(H.output_layer.image(5), plain.image(5, "vv"))
+    with pytest.raises(TypeCheckError):
+        checked.weighted_gram(torch.ones(4, 3), torch.ones(2))

@@ -1,0 +1,317 @@
+"""Layer-wise and full Hessians and subspaces of Wu et al. against autograd and dense linear algebra."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common import paths
+from common.hessian.block_lanczos import ConvergenceError, top_eigenpairs
+from common.hessian.layer import ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
+from common.wu_dissecting.eigenspaces import (
+    correspondence,
+    each_pair,
+    linear_range,
+    matricized,
+    nested_overlaps,
+    overlap,
+    pairwise_overlaps,
+    peaks,
+    pseudovalues,
+    rank_one_share,
+)  # fmt: skip
+from common.wu_dissecting.networks import classifier, layer_names, xavier
+from common.wu_dissecting.output_hessian import FullHessian, gauss_newton_forms, output_approximation
+
+SAMPLES = 30
+
+
+def perceptron(widths=(7, 6, 5, 4), suffix=""):
+    hidden = "-".join(map(str, widths[1:-1]))
+    network = classifier(f"F-{hidden}{suffix}", (widths[0], 1, 1), widths[-1]).double()
+    X = torch.randn(SAMPLES, widths[0], 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64).abs()
+    return prepared(network, X), X
+
+
+def small_convnet():
+    """Overlapping strides, a border, batch norm and pooling, at a size whose Hessians can be formed."""
+    network = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(3, affine=False), nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 4),
+    ).double()  # fmt: skip
+    X = torch.randn(SAMPLES, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return prepared(network, X), X
+
+
+def prepared(network, X):
+    xavier(network, torch.Generator().manual_seed(0))
+    for p in network.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2), dtype=p.dtype)
+    network.train()(X)  # running statistics
+    return network.eval()
+
+
+def hessian_by_autograd(network, layer, X):
+    name = f"{layer}.weight"
+    weight = dict(network.named_parameters())[name].detach()
+
+    def loss(w):
+        logits = torch.func.functional_call(network, {name: w.view_as(weight)}, (X,))
+        return nn.functional.cross_entropy(logits, torch.zeros(len(X), dtype=torch.int64))
+
+    return torch.func.hessian(loss)(weight.flatten())
+
+
+def dense(H):
+    return H @ torch.eye(H.shape[0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("suffix", ["", "-BN"])
+@pytest.mark.parametrize("layer", ["fc1", "fc2", "fc3"])
+def test_a_dense_layer_has_the_hessian_of_autograd(layer, suffix, monkeypatch):
+    monkeypatch.setattr("common.hessian.layer.CHUNK", 64)
+    monkeypatch.setattr("common.hessian.layer.SAMPLES_AT_ONCE", 7)
+    network, X = perceptron(suffix=suffix)
+    expected = hessian_by_autograd(network, layer, X)
+    torch.testing.assert_close(dense(layer_hessian(network, layer, X)), expected, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("layer", ["0", "4", "7"])
+def test_layers_of_a_convolutional_network_have_the_hessian_of_autograd(layer, monkeypatch):
+    monkeypatch.setattr("common.hessian.layer.SAMPLES_AT_ONCE", 7)
+    network, X = small_convnet()
+    expected = hessian_by_autograd(network, layer, X)
+    torch.testing.assert_close(dense(layer_hessian(network, layer, X)), expected, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ResNet18-W2", "VGG11-W2"])
+def test_all_layers_of_a_large_network_at_once(name, monkeypatch):
+    """Branches that are left and joined again, strides and an average over positions, against autograd."""
+    monkeypatch.setattr("common.hessian.layer.SAMPLES_AT_ONCE", 2)
+    network = classifier(name, (3, 32, 32), 3).double()
+    X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    prepared(network, X)
+    layers = layer_names(network)
+    found = layer_hessians(network, layers, X)
+    assert list(found) == layers
+    for layer in ("conv1", "conv2", "conv6", "sc-conv1", "conv15", "fc1"):
+        if layer in layers:
+            expected = hessian_by_autograd(network, layer, X)
+            assert expected.abs().max() > 1e-8
+            torch.testing.assert_close(dense(found[layer]), expected, atol=1e-12, rtol=1e-8)
+            alone = layer_hessian(network, layer, X)
+            torch.testing.assert_close(alone.output_hessian, found[layer].output_hessian)
+
+
+def test_what_follows_a_layer_may_work_in_place():
+    network, X = small_convnet()
+    layers = ["0", "4", "7"]
+    expected = layer_hessians(network, layers, X)
+    for place in (1, 5, 8):
+        network[place] = nn.ReLU(inplace=True)
+    for layer, H in layer_hessians(network, layers, X).items():
+        torch.testing.assert_close(dense(H), dense(expected[layer]))
+        torch.testing.assert_close(H.autocorrelation, expected[layer].autocorrelation)
+
+
+def test_convolutions_that_cannot_be_done_are_refused():
+    for wrong in (nn.Conv2d(2, 4, 3, groups=2), nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")):
+        with pytest.raises(ValueError, match="1, zeros"):
+            layer_hessian(nn.Sequential(wrong, nn.Flatten()), "0", torch.rand(2, 2, 8, 8))
+
+
+def test_factors_of_a_convolution_are_those_of_equation_33():
+    network, X = small_convnet()
+    H = layer_hessian(network, "4", X)
+    below, above = network[:4](X).detach(), network[5:]
+    unfolded = nn.functional.unfold(below, 2, stride=2)
+    P = unfolded.shape[2]
+    expected, outputs = 0, network[4](below).detach()
+    for z in outputs:
+        G = torch.func.jacrev(lambda z: above(z[None])[0])(z).flatten(2)  # c × m × P
+        p = above(z[None])[0].detach().softmax(0)
+        M = torch.einsum("amp,ab,bnp->mn", G, torch.diag(p) - torch.outer(p, p), G) / P
+        expected = expected + M / len(outputs)
+    torch.testing.assert_close(H.output_hessian, expected)
+    torch.testing.assert_close(H.autocorrelation, (unfolded @ unfolded.mT).mean(0))
+    first = torch.linalg.svd(unfolded.mean(0)).U[:, 0]
+    assert abs(float(first @ H.mean_input)) == pytest.approx(1)
+
+
+def test_where_one_position_is_left_a_convolution_is_a_dense_layer():
+    X, B = torch.rand(SAMPLES, 6, dtype=torch.float64), torch.rand(SAMPLES, 3, 4, dtype=torch.float64)
+    H = LayerHessian(X, B)
+    J = torch.einsum("zmr,zn->zrmn", B, X).flatten(2)
+    same = ConvolutionHessian(J, H.output_hessian, H.autocorrelation, H.mean_input)
+    torch.testing.assert_close(dense(same), dense(H))
+
+
+def test_factors_and_their_eigenpairs():
+    H = layer_hessian(perceptron()[0], "fc2", perceptron()[1])
+    M, C = H.output_hessian, H.autocorrelation
+    torch.testing.assert_close(M, (H.B @ H.B.mT).mean(0))
+    torch.testing.assert_close(C, torch.einsum("ni,nj->ij", H.X, H.X) / len(H.X))
+    product = torch.kron(M, C)
+    values, vectors = H.kronecker_eigenpairs(9)
+    torch.testing.assert_close(values, torch.linalg.eigvalsh(product).flip(0)[:9])
+    torch.testing.assert_close(product @ vectors, vectors * values, atol=1e-10, rtol=1e-8)
+    same_input = LayerHessian(H.X[:1].repeat(SAMPLES, 1), H.B)  # one input for all: the conjecture holds exactly
+    torch.testing.assert_close(
+        dense(same_input), torch.kron(same_input.output_hessian, same_input.autocorrelation)
+    )
+
+
+@pytest.mark.parametrize("k", [1, 5, 15])
+def test_top_eigenpairs_are_those_of_the_dense_matrix(k):
+    H = layer_hessian(perceptron()[0], "fc1", perceptron()[1])
+    values, vectors = torch.linalg.eigh(dense(H))
+    found = H.top_eigenpairs(k, tolerance=1e-9)
+    torch.testing.assert_close(found.values, values.flip(0)[:k], rtol=1e-8, atol=1e-14)
+    assert overlap(found.vectors, vectors.flip(1)[:, :k]) == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close(found.vectors.T @ found.vectors, torch.eye(k, dtype=torch.float64))
+    true = torch.linalg.vector_norm(dense(H) @ found.vectors - found.vectors * found.values, dim=0) / found.values
+    assert true.max() <= 1e-8
+
+
+@pytest.mark.parametrize("block", [3, 4])
+def test_reported_residuals_are_the_true_ones(block):
+    """At a tolerance that ends the iteration early, of a space that is no multiple of what was asked for."""
+    network, X = perceptron((30, 20, 10))
+    H = layer_hessian(network, "fc1", X)
+    found = top_eigenpairs(H, 10, start=H.kronecker_eigenpairs(block)[1], tolerance=1e-2, most=97)
+    true = torch.linalg.vector_norm(H @ found.vectors - found.vectors * found.values, dim=0) / found.values
+    assert 1e-8 < true.max() < 1e-2
+    torch.testing.assert_close(found.residuals, true, rtol=1e-3, atol=1e-9)
+
+
+def test_eigenpairs_that_cannot_be_had():
+    network, X = perceptron((30, 20, 10))
+    H = layer_hessian(network, "fc1", X)
+    with pytest.raises(ConvergenceError, match="largest residual"):
+        top_eigenpairs(H, 20, start=H.kronecker_eigenpairs(2)[1], tolerance=1e-12, most=26)
+    with pytest.raises(ValueError, match="eigenpairs"):
+        H.top_eigenpairs(0)
+    with pytest.raises(ValueError, match="no layer 'fc4'"):
+        layer_hessian(network, "fc4", X)
+
+
+def test_the_full_hessian_is_that_of_autograd_and_its_approximation_has_the_equations_of_appendix_c(monkeypatch):
+    monkeypatch.setattr("common.wu_dissecting.output_hessian.SAMPLES_AT_ONCE", 13)
+    network, X = perceptron((5, 4, 3))
+    y = torch.arange(SAMPLES) % 3
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+    flat = torch.cat([p.flatten() for p in parameters.values()])
+
+    def loss(theta):
+        parts = theta.split([p.numel() for p in parameters.values()])
+        named = {name: part.view_as(p) for (name, p), part in zip(parameters.items(), parts, strict=True)}
+        return nn.functional.cross_entropy(torch.func.functional_call(network, named, (X,)), y)
+
+    expected = torch.func.hessian(loss)(flat)
+    torch.testing.assert_close(dense(FullHessian(network, X, y)), expected, atol=1e-12, rtol=1e-9)
+
+    # equal inputs: every layer's input is its mean, so that the approximation is exact for the first term of (251)
+    X = X[:1].repeat(SAMPLES, 1, 1, 1)
+    layers = [layer_hessian(network, name, X) for name in ("fc1", "fc2")]
+    F = torch.cat([
+        part.flatten(1, -2) for layer in layers
+        for part in (torch.einsum("zmr,zn->zmnr", layer.B, layer.X), layer.B[:, :, None])
+    ], 1)  # fmt: skip
+    first_term = torch.einsum("zpr,zqr->pq", F, F) / SAMPLES
+    V = torch.randn(len(first_term), 3, dtype=torch.float64)
+    torch.testing.assert_close(gauss_newton_forms(layers, V), (V * (first_term @ V)).sum(0))
+    found = output_approximation(layers, 2)
+    values, vectors = torch.linalg.eigh(first_term)
+    # σ‖w‖² are the diagonal of a product that the w_i do not diagonalize: sums agree, and the space does
+    assert float(found.values.sum()) == pytest.approx(float(values[-2:].sum()))
+    assert overlap(found.basis, vectors[:, -2:]) == pytest.approx(1)
+
+
+def test_overlaps():
+    generator = torch.Generator().manual_seed(1)
+    U, V = (torch.linalg.qr(torch.randn(12, 5, generator=generator, dtype=torch.float64)).Q for _ in range(2))
+    rotation = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=torch.float64)).Q
+    assert overlap(U, U @ rotation) == pytest.approx(1)
+    angles = torch.linalg.svdvals(U.T @ V)
+    assert overlap(U, V) == pytest.approx(float(angles.square().mean()))
+    nested = nested_overlaps(U, V)
+    assert nested.tolist() == pytest.approx([overlap(U[:, :k], V[:, :k]) for k in range(1, 6)])
+    with pytest.raises(ValueError, match="equal shape"):
+        overlap(U, V[:, :3])
+
+
+def test_pairs_of_models_and_their_jackknife():
+    bases = [torch.linalg.qr(torch.randn(9, 4, dtype=torch.float64)).Q for _ in range(4)]
+    pairs = pairwise_overlaps(bases)
+    assert pairs[1, 3].tolist() == pytest.approx(nested_overlaps(bases[1], bases[3]).tolist())
+    every = np.array([pairs[i, j] for i in range(4) for j in range(i)])
+    values = pseudovalues(pairs)
+    np.testing.assert_allclose(values.mean(0), every.mean(0))
+    without_first = np.array([pairs[i, j] for i in range(1, 4) for j in range(1, i)]).mean(0)
+    np.testing.assert_allclose(values[0], 4 * every.mean(0) - 3 * without_first)
+    with pytest.raises(ValueError, match="at least 3"):
+        pseudovalues(pairs[:2, :2])
+
+
+def test_eigenvalues_below_the_rounding_of_the_largest_are_found():
+    generator = torch.Generator().manual_seed(0)
+    x, B = torch.randn(12, 40, generator=generator), torch.randn(12, 30, 3, generator=generator)
+    H = LayerHessian(x, B * torch.logspace(0, -8, 12)[:, None, None])  # eigenvalues over 16 decades
+    with pytest.raises(ConvergenceError):
+        top_eigenpairs(H, 20, start=H.kronecker_eigenpairs(8)[1])
+    found = H.top_eigenpairs(20)
+    G = (x.double() @ x.T.double()).repeat_interleave(3, 0).repeat_interleave(3, 1)
+    flat = H.B.double().transpose(1, 2).reshape(36, 30)
+    expected = torch.linalg.eigvalsh(G * (flat @ flat.T)).flip(0)[:20] / 12
+    torch.testing.assert_close(found.values.double(), expected, rtol=1e-3, atol=0)
+    assert found.vectors.dtype == torch.float32
+
+
+def test_up_to_the_linear_range_kronecker_takes_one_direction_of_the_inputs():
+    generator = torch.Generator().manual_seed(1)
+    X, B = torch.randn(2, 50, 6, generator=generator) + 1.5, torch.randn(2, 50, 5, 2, generator=generator)
+    layers = [LayerHessian(x, b) for x, b in zip(X.double(), B.double(), strict=True)]
+    tau, gamma = (torch.stack([getattr(H, side)[0] for H in layers]) for side in ("output_basis", "input_basis"))
+    found = linear_range(tau, gamma)
+    for H, k0 in zip(layers, found.tolist(), strict=True):
+        assert 1 < k0 <= 5
+        inputs = H.kronecker_places(k0 + 1)[2]
+        assert (inputs[:k0] == 0).all() and (inputs[k0] > 0 or k0 == 5)
+    few = torch.tensor([[5.0, 4.0, 1.0]]), torch.tensor([[3.0, 2.0]])  # 15, 12, 3 beside 10
+    assert linear_range(*few).tolist() == linear_range(*(part.numpy() for part in few)).tolist() == [2]
+
+
+def test_each_pair_of_models_counts_once():
+    pairs = np.arange(27.0).reshape(3, 3, 3)
+    assert each_pair(pairs).tolist() == [pairs[0, 1].tolist(), pairs[0, 2].tolist(), pairs[1, 2].tolist()]
+
+
+def test_peaks_with_each_model_left_out():
+    pairs = np.full((3, 3, 4), np.nan)
+    for (i, j), values in {(0, 1): [0, 1, 9, 0], (0, 2): [0, 2, 0, 0], (1, 2): [5, 7, 0, 0]}.items():
+        pairs[i, j] = pairs[j, i] = values
+    assert peaks(pairs) == [2, 2, 2, 3]  # the sums are 5, 10, 9, 0; without model 2 pair (0, 1) is left
+    with pytest.raises(ValueError, match="at least 3"):
+        peaks(pairs[:2, :2])
+
+
+def test_a_product_of_two_vectors_has_rank_one_and_corresponds_to_both():
+    U, V = (torch.linalg.qr(torch.randn(n, n, dtype=torch.float64)).Q for n in (3, 5))
+    h = torch.stack([torch.kron(U[:, 1], V[:, 4]), torch.kron(U[:, 0], V[:, 2])], 1)
+    torch.testing.assert_close(matricized(h, 3)[0], U[:, 1, None] * V[:, 4])
+    torch.testing.assert_close(rank_one_share(h, 3), torch.ones(2, dtype=torch.float64))
+    with_inputs, with_outputs = correspondence(h, U, V)
+    for found, places in ((with_inputs, (4, 2)), (with_outputs, (1, 0))):
+        expected = torch.zeros(len(found), 2, dtype=torch.float64)
+        expected[list(places), [0, 1]] = 1
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_the_example_of_the_readme(capsys):
+    _, code = re.findall(r"```python\n(.*?)```", (paths.ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["true"].values.shape == (9,)
+    assert "tensor" in capsys.readouterr().out

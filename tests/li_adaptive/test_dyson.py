@@ -1,0 +1,87 @@
+"""The Matrix Dyson Equation against laws that are known."""
+
+import numpy as np
+import pytest
+
+from common.li_adaptive.dyson import ConvergenceError, DysonEquation, smoothed_density
+
+X = np.linspace(-3, 3, 25)
+
+
+def wigner(N, mean=None):
+    """A and S of a Gaussian matrix with E w_ij² = 1/N off the diagonal and 2/N on it."""
+    identity = np.eye(N)
+    # S[R] = (tr R + Rᵀ)/N
+    covariance = (np.einsum("ij,kl->ijkl", identity, identity) + np.einsum("il,jk->ijkl", identity, identity)) / N
+    return DysonEquation(np.zeros((N, N)) if mean is None else mean, covariance.reshape(N * N, N * N))
+
+
+def test_semicircle():
+    z = X + 0.05j
+    m = np.trace(wigner(1).solve(z), axis1=1, axis2=2)
+    # of dimension 1: E w² = 2, m = −1/(z + 2m)
+    np.testing.assert_allclose(m, (-z + np.sqrt(z - np.sqrt(8)) * np.sqrt(z + np.sqrt(8))) / 4, atol=1e-6)
+    N = 24
+    m = np.trace(wigner(N).solve(z), axis1=1, axis2=2) / N
+    q = 1 + 1 / N  # by symmetry M = m·1, and S[M] = m (1 + 1/N)
+    np.testing.assert_allclose(m, (-z + np.sqrt(z - 2 * np.sqrt(q)) * np.sqrt(z + 2 * np.sqrt(q))) / (2 * q), atol=1e-6)
+
+
+def test_the_equation_of_samples_is_that_of_their_law():
+    rng = np.random.default_rng(0)
+    N, n = 8, 200_000
+    G = rng.standard_normal((n, N, N))
+    H = (G + G.transpose(0, 2, 1)) / np.sqrt(2 * N) + np.diag(np.arange(N))
+    equation = DysonEquation.of_samples(H)
+    R = rng.standard_normal((N, N))
+    np.testing.assert_allclose(equation.apply(R), (np.trace(R) * np.eye(N) + R.T) / N, atol=0.03)
+    W = H[:500] - H[:500].mean(0)
+    direct = np.einsum("nij,jk,nkl->il", W, R, W) / 499
+    np.testing.assert_allclose(DysonEquation.of_samples(H[:500]).apply(R), direct)
+    np.testing.assert_allclose(DysonEquation.of_samples(H[:500]).apply(1j * R), 1j * direct)
+
+
+def test_the_density_is_that_of_gaussian_samples():
+    rng = np.random.default_rng(1)
+    N = 40
+    variances = rng.uniform(0.2, 2, (N, N))
+    variances = (variances + variances.T) / 2
+    H = rng.standard_normal((4000, N, N)) * np.sqrt(variances / N)
+    H = np.tril(H) + np.tril(H, -1).transpose(0, 2, 1) + np.diag(np.linspace(-2, 2, N))
+    equation = DysonEquation.of_samples(H)
+    eta = 0.2
+    theory = equation.density(X, eta)
+    sampled = smoothed_density(np.linalg.eigvalsh(H), X, eta)
+    np.testing.assert_allclose(sampled, theory, atol=0.01)
+    redrawn = smoothed_density(np.linalg.eigvalsh(equation.gaussian_samples(1000, rng)), X, eta)
+    np.testing.assert_allclose(redrawn, sampled, atol=0.01)
+
+
+def test_a_mean_of_zero_makes_the_solution_symmetric():
+    rng = np.random.default_rng(2)
+    H = rng.standard_normal((300, 9, 9)) ** 3
+    H = H + H.transpose(0, 2, 1)
+    equation = DysonEquation(np.zeros((9, 9)), DysonEquation.of_samples(H).covariance)
+    density = equation.density(10 * X, 1.0)
+    np.testing.assert_allclose(density, density[::-1], rtol=1e-5)
+
+
+def test_comparability_of_a_wigner_matrix_and_of_a_hollow_one():
+    rng = np.random.default_rng(3)
+    low, high = wigner(10).comparability(starts=5, rng=rng)
+    assert (low, high) == pytest.approx((1, 2))  # N uᵀS[ttᵀ]u = 1 + (u·t)²
+    G = rng.standard_normal((1000, 6, 6))
+    H = G + G.transpose(0, 2, 1)
+    H[:, range(6), range(6)] = 0
+    low, high = DysonEquation.of_samples(H).comparability(starts=5, rng=rng)
+    assert low == pytest.approx(0, abs=1e-12)
+    assert high > 1
+
+
+def test_what_cannot_be_solved():
+    with pytest.raises(ValueError, match="above the real axis"):
+        wigner(3).solve(np.array([1.0]))
+    with pytest.raises(ValueError, match="at least two square matrices"):
+        DysonEquation.of_samples(np.zeros((1, 3, 3)))
+    with pytest.raises(ConvergenceError, match="did not converge"):
+        wigner(3).solve(np.array([1e-9j]), iterations=3)

@@ -1,0 +1,68 @@
+"""Homogeneity of gradient and Hessian in the size of the weights, and short trainings."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.hessian.spectral_measure import formed_hessian
+from common.li_adaptive.networks import initialize, perceptron, vgg
+from common.li_adaptive.normalization import gradient_size, take_steps
+
+
+def network_at(c, layers):
+    network = perceptron([5] + [6] * (layers - 1)).double()
+    initialize(network, "fan-in", torch.Generator().manual_seed(0), scale=c)
+    return network
+
+
+def data():
+    x = torch.randn(30, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return x, torch.where(x[:, 0] > 0, 1.0, -1.0).double()
+
+
+@pytest.mark.parametrize("layers", [2, 3, 5])
+def test_gradient_and_hessian_are_homogeneous_in_the_weights(layers):
+    x, y = data()
+    one, other = (gradient_size(network_at(c, layers), x, y) for c in (0.3, 0.03))
+    assert one.inside and other.inside
+    assert one.weights / other.weights == pytest.approx(10 ** (layers - 1))
+    H, G = (formed_hessian(network_at(c, layers), x, y) for c in (0.3, 0.03))
+    torch.testing.assert_close(H, 10 ** ((layers - 2) / 2) * G)
+
+
+def test_biases_scale_otherwise_and_samples_beyond_the_margin_are_noticed():
+    x, y = torch.randn(8, 3, 32, 32), torch.ones(8)
+    sizes = []
+    for c in (0.5, 1.0, 30.0):
+        network = vgg(width=1 / 16, standardize=False, layers=6)
+        initialize(network, "fan-in", torch.Generator().manual_seed(0), scale=c)
+        sizes.append(gradient_size(network, x, y))
+    assert sizes[1].weights / sizes[0].weights == pytest.approx(2**5, rel=1e-3)
+    assert sizes[1].biases / sizes[0].biases < 0.9 * 2**5
+    assert sizes[0].inside
+
+
+def test_steps_are_those_asked_for():
+    x, y = data()
+    network = network_at(1.0, 3)
+    squared = gradient_size(network, x, y)
+    found = take_steps(network, [(x, y)] * 40, (x, y), dynamic=0.01)
+    assert found.step[0] == pytest.approx(0.01 / (squared.weights + squared.biases))
+    assert found.risk[-1] < found.risk[0] and len(found.accuracy) == 2 and not found.exploded
+    with pytest.raises(ValueError, match="either a constant or a dynamic"):
+        take_steps(network, [], (x, y))
+
+
+def test_an_explosion_ends_the_training_and_leaves_finite_numbers():
+    x, y = data()
+    found = take_steps(network_at(2.0, 5), [(x, y)] * 50, (x, y), constant=1e200)
+    assert found.exploded and len(found.risk) < 50
+    assert np.isfinite(found.risk).all() and np.isfinite(found.step).all()
+
+
+def test_a_gradient_that_vanishes_makes_no_step():
+    x, y = data()
+    network = network_at(2.0, 2)
+    network[0].weight.data.zero_()
+    found = take_steps(network, [(x, y)] * 3, (x, y), dynamic=0.01)
+    assert (found.step == 0).all() and (found.risk == 1).all()

@@ -1,0 +1,618 @@
+"""run_all.sh from outside, in a small clone with notebooks of its own: what runs when, what survives being killed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from common.pipeline import publish as summary
+from common.pipeline import workflow
+from common.pipeline.execute import Task
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = "dong_quantifying"
+
+#: A notebook that can be told to stop and wait at its start or after its first figure.
+TOY = [
+    """
+n: int = 3  # draws; paper: 3
+noise: float = 0.5  # standard deviation; paper: 0.5""",
+    """
+import os, time
+from pathlib import Path
+
+def wait(where):
+    if os.environ.get("TOY_WAIT") == where:
+        Path(os.environ["TOY_PID"]).write_text(str(os.getpid()))
+        while True:
+            time.sleep(0.05)
+
+wait("start")""",
+    """
+import matplotlib.pyplot as plt
+import numpy as np
+import common.toy_user
+from common.data import DataSource
+from common.notebook.run import Run, inside
+
+run = Run("dong_quantifying/alpha", globals(), title="A toy", figures=["1"])
+run.uses(DataSource("noise", "generated, seed 0", None, n))
+x = np.random.default_rng(0).normal(scale=noise, size=n)""",
+    """
+fig, ax = plt.subplots(figsize=(4, 3))
+ax.plot(x)
+run.save(fig, "a")
+wait("middle")""",
+    """
+run.numbers["x"] = x
+run.claim("mean", "The mean of the noise vanishes.", (x.mean(), (x.mean() - 1, x.mean() + 1)), source="Fig 1",
+          expected=0.0, criterion=inside(-3, 3))
+run.finish()""",
+]
+
+#: What Run does, without the seconds that importing torch takes; for the notebooks that need not be like real ones.
+LIGHT_RUN = '''
+import json, os, random
+from pathlib import Path
+from common import paths
+from common.notebook.provenance import source_hash
+
+def finish(ident, label, parameters):
+    x = [random.Random(0).gauss(0, parameters["noise"]) for _ in range(parameters["n"])]
+    out, name = Path(os.environ["HESSIAN_OUT"]), ident.rpartition("/")[2]
+    (out / f"{name}_{label}.png").write_text(f"no picture {x}")
+    claim = {"id": "size", "statement": "The noise is small.", "source": "Fig 1", "expected": 0.0, "measured": x[0],
+             "interval": [x[0], x[0]], "criterion": "none", "verdict": "reproduced", "note": ""}
+    data = {"name": "noise", "origin": "generated", "sha256": None, "samples": len(x), "stand_in": False}
+    record = {
+        "schema": 1, "id": ident, "title": "A toy",
+        "paper": {"key": ident.partition("/")[0], "figures": [], "tables": []},
+        "scale": os.environ["HESSIAN_SCALE"], "parameters": parameters, "reduced": [], "data": [data],
+        "claims": [claim], "numbers": {"x": x}, "figures": [f"{name}_{label}.png"],
+        "source": source_hash(paths.notebook_path(ident), parameters),
+        "environment": {"python": "3", "torch": "none", "device": "cpu", "threads": int(os.environ["OMP_NUM_THREADS"])},
+    }
+    with paths.replacing(out / f"{name}.json") as path:
+        path.write_text(json.dumps(record))
+'''
+LIGHT_TOY = """
+from common.light_run import finish
+MODULE
+finish("dong_quantifying/NAME", "a", {"n": n, "noise": noise})"""
+NAMES = {"alpha", "beta", "gamma"}
+PARAMETERS = "n: int = 3  # draws; paper: 3"
+
+
+def write_notebook(file, cells, outputs=()):
+    cells = [nbformat.v4.new_code_cell(source.strip()) for source in cells]
+    cells[0].metadata["tags"] = ["parameters"]
+    for cell, text in zip(cells, outputs, strict=False):
+        cell.execution_count = 1
+        if text:
+            cell.metadata["tags"] = ["nbval-check-output"]
+            cell.outputs = [nbformat.v4.new_output("stream", text=text)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A toy", id="title"), *cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, file)
+
+
+def finish(process, seconds=240):
+    """Output of a process, which is killed if it takes too long; what it has started ends with it."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"it did not end: {process.communicate()[0]}")
+
+
+class Clone:
+    """A copy of the repository's engine with toy notebooks."""
+
+    def __init__(self, root):
+        self.root = root
+        root.mkdir()
+        for name in ("run_all.sh", "Snakefile", "pyproject.toml"):
+            shutil.copy(ROOT / name, root)
+        shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        (root / "scales").mkdir()
+        (root / "README.md").write_text("# Toys\n\n<!-- scorecard -->\n<!-- /scorecard -->\n")
+
+    @property
+    def environment(self):
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HESSIAN_", "PYTEST_", "CONDA_"))}
+        return kept | {"HESSIAN_PYTHON": sys.executable, "HESSIAN_DATA": str(self.root / "data")}
+
+    def notebook(self, name):
+        return self.root / "notebooks" / PAPER / f"{name}.ipynb"
+
+    def add_toys(self):
+        common = self.root / "src" / "common"
+        (common / "toy_base.py").write_text('"""Base."""\n\nVALUE = 1\n')
+        (common / "toy_user.py").write_text('"""User."""\n\nfrom common.toy_base import VALUE\n')
+        (common / "light_run.py").write_text(LIGHT_RUN)
+        write_notebook(self.notebook("alpha"), TOY)
+        for name, module in {"beta": "from common import toy_base", "gamma": ""}.items():
+            write_notebook(
+                self.notebook(name), [*TOY[:1], LIGHT_TOY.replace("NAME", name).replace("MODULE", module)]
+            )
+
+    def replace(self, file, old, new):
+        text = file.read_text()
+        assert text.count(old) == 1
+        file.write_text(text.replace(old, new))
+
+    def start(self, *arguments, **environment):
+        return subprocess.Popen(
+            ["bash", self.root / "run_all.sh", *arguments], env=self.environment | environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *arguments, code=0, **environment):
+        """Output of run_all.sh, its exit code checked."""
+        process = self.start(*arguments, **environment)
+        output = finish(process)
+        assert process.returncode == code, output
+        return output
+
+    def would_run(self):
+        output = self.run("--scale", "quick", "--dry-run")
+        return set(re.findall(rf"would run +{PAPER}/(\w+)", output))
+
+    def ran(self, output):
+        return set(re.findall(rf"{PAPER}/(\w+) started", output))
+
+    def files(self, *folders):
+        """Content and time of change of every file."""
+        found = (f for folder in folders for f in (self.root / folder).rglob("*") if f.is_file())
+        return {f.relative_to(self.root): (f.stat().st_mtime_ns, f.read_bytes()) for f in found if f.name != "lock"}
+
+    def figures(self, scale="quick"):
+        return {f.name: content for f, (_, content) in self.files(f"figures/{scale}").items()}
+
+    def result(self, name, scale="quick"):
+        """The one folder of results that a notebook has."""
+        (folder,) = (self.root / "build" / scale / PAPER / name).iterdir()
+        return folder
+
+    def git(self, *arguments):
+        author = ["-c", "user.name=Toy", "-c", "user.email=toy@example.org"]
+        subprocess.run(["git", *author, *arguments], cwd=self.root, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone in which every toy has run once, two at once, and its output."""
+    clone = Clone(tmp_path_factory.mktemp("front door") / "a clone")  # the blanks are there on purpose
+    clone.add_toys()
+    clone.first_output = clone.run("--scale", "quick", "--jobs", "2")
+    clone.first_figures = clone.figures()
+    return clone
+
+
+@pytest.fixture
+def restored(clone, tmp_path):
+    """The clone, put back afterwards as it was."""
+    shutil.copytree(clone.root, tmp_path / "before")
+    yield clone
+    shutil.rmtree(clone.root)
+    shutil.move(tmp_path / "before", clone.root)
+
+
+def test_everything_runs_and_is_published(clone):
+    output = clone.first_output
+    assert clone.ran(output) == {"alpha", "beta", "gamma"}
+    assert clone.first_figures.keys() == {f"{n}{end}" for n in NAMES for end in (".json", "_a.png")}
+    for position in (1, 2, 3):
+        assert len(re.findall(rf"^\[{position}/3\] {PAPER}/\w+ done in \d+ s: 1 reproduced$", output, re.M)) == 1
+    for name in NAMES:
+        assert re.search(rf"^{PAPER}/{name} +1 +0 +0 +0 +\d+ +\d\d+ +no committed record$", output, re.M)
+        record = json.loads(clone.first_figures[f"{name}.json"])
+        assert (record["id"], record["scale"]) == (f"{PAPER}/{name}", "quick")
+        assert clone.result(name).name == record["source"][:16]
+        assert record["environment"]["threads"] == 1
+
+
+def test_second_run_does_nothing(clone):
+    before = clone.files("build", "figures", "notebooks", "src/common")
+    output = clone.run("--scale", "quick")
+    assert "all 3 notebooks are up to date" in output
+    assert clone.files("build", "figures", "notebooks", "src/common") == before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("notebooks/dong_quantifying/gamma.ipynb", "finish(", "finish( ", {"gamma"}),
+        ("notebooks/dong_quantifying/gamma.ipynb", "# A toy", "# Another toy", set()),
+        ("notebooks/dong_quantifying/alpha.ipynb", "n: int = 3", "n: int = 4", {"alpha"}),
+        ("src/common/toy_base.py", "VALUE = 1", "VALUE = 2", {"alpha", "beta"}),
+        ("src/common/toy_user.py", "User", "Users", {"alpha"}),
+        ("src/common/notebook/run.py", "One run of a notebook", "A run of a notebook", {"alpha"}),
+        ("src/common/paths.py", "Where things are", "Where all things are", {"alpha", "beta", "gamma"}),
+        ("src/common/pipeline/gallery.py", '"""', '"""  ', set()),
+    ],
+)
+def test_a_change_reruns_what_it_reaches(restored, file, old, new, expected):
+    text = (restored.root / file).read_text()
+    assert old in text
+    (restored.root / file).write_text(text.replace(old, new, 1))
+    before = restored.files("build", "figures")
+    assert restored.would_run() == expected
+    assert restored.files("build", "figures") == before
+
+
+def test_touching_a_file_reruns_nothing(restored):
+    for file in restored.files("notebooks", "src/common"):
+        os.utime(restored.root / file)
+    assert restored.would_run() == set()
+
+
+def test_only_what_changed_runs_and_failures_stop_nothing(restored):
+    clone, old = restored, restored.result("gamma")
+    clone.replace(clone.notebook("gamma"), '\\"a\\"', '\\"b\\"')
+    raising = "def f(C):\n    raise ValueError(f'C = {C}\\nis wrong')\nf(0)"
+    write_notebook(clone.notebook("raises"), [PARAMETERS, raising])
+    write_notebook(clone.notebook("full"), [PARAMETERS, "with open('/dev/full', 'w') as f:\n    f.write('x')"])
+    write_notebook(clone.notebook("forgets"), [PARAMETERS, "n"])
+    write_notebook(clone.notebook("dies"), [PARAMETERS, "import os\nos._exit(9)"])
+    write_notebook(clone.notebook("typo"), [PARAMETERS, "print(n"])
+    clone.notebook("damaged").write_text("{")
+    output = clone.run("--scale", "quick", code=1)
+    assert clone.ran(output) == {"gamma", "raises", "full", "forgets", "dies"}
+    assert re.search(rf"{PAPER}/gamma done", output)
+    assert "verdicts" not in output
+
+    failures = re.findall(rf"^FAILED {PAPER}/(\w+): (.*)$", output, re.M)
+    assert output.splitlines()[-len(failures) :] == [f"FAILED {PAPER}/{name}: {text}" for name, text in failures]
+    failures = dict(failures)
+    assert failures.keys() == {"raises", "full", "forgets", "dies", "typo", "damaged"}
+    assert failures["raises"].startswith("ValueError: C = 0 (log: build/quick/")
+    assert "no space left on the disk" in failures["full"]
+    assert "without a record" in failures["forgets"]
+    assert "the kernel died" in failures["dies"]
+    assert failures["typo"].startswith("SyntaxError")
+    assert "is no notebook" in failures["damaged"]
+    log = clone.root / re.search(r"\(log: (.*)\)", failures["raises"])[1]
+    assert "in f(C)" in log.read_text()
+    executed = nbformat.read(log.with_suffix(".executed.ipynb"), 4)
+    assert any(output.output_type == "error" for cell in executed.cells[1:] for output in cell.get("outputs", []))
+
+    assert "gamma_a.png" not in clone.figures()
+    assert clone.figures()["gamma_b.png"]
+    assert clone.result("gamma") != old
+    assert {n: c for n, c in clone.figures().items() if "gamma" not in n} == {
+        n: c for n, c in clone.first_figures.items() if "gamma" not in n
+    }
+
+
+def test_one_failing_notebook_by_itself(clone, tmp_path):
+    """What Snakemake calls: exactly one line on the standard error."""
+    command = [sys.executable, "-m", "common.pipeline.execute", f"{PAPER}/nowhere", "--scale", "quick", "--out", tmp_path]
+    environment = clone.environment | {"PYTHONPATH": str(clone.root / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"{PAPER}/nowhere failed: there is no notebook notebooks/{PAPER}/nowhere.ipynb\n"
+
+
+def test_wrong_parameters_are_named_and_the_rest_runs(restored):
+    clone, before = restored, restored.files("build/quick", "figures/quick")
+    laptop = clone.root / "scales" / "laptop.yaml"
+    laptop.write_text(f"{PAPER}/alpha: {{nn: 4}}\n{PAPER}/beta: {{n: many}}\n{PAPER}/gamma: {{n: 5, noise: 1}}\n")
+    output = clone.run(code=1)  # laptop is the default
+    assert clone.ran(output) == {"gamma"}
+    assert f"FAILED {PAPER}/alpha: alpha has no parameter 'nn'; it has n: int, noise: float" in output
+    assert f"FAILED {PAPER}/beta: parameter n must be int, got 'many' (str)" in output
+    record = json.loads(clone.figures("laptop")["gamma.json"])
+    assert record["scale"] == "laptop"
+    assert record["parameters"] == {"n": 5, "noise": 1.0}
+    assert "gamma" in (clone.root / "figures" / "README.md").read_text()
+    assert clone.files("build/quick", "figures/quick") == before
+
+    for text, reason in {
+        f"{PAPER}/delta: {{n: 1}}": f"names the notebook '{PAPER}/delta', which does not exist",
+        f"{PAPER}/alpha: 5": "must map parameters to values, got 5",
+        "- alpha": "must map notebooks to their parameters",
+        "a: [": "is not valid YAML",
+    }.items():
+        laptop.write_text(text)
+        output = clone.run(code=2)
+        assert re.fullmatch(rf"run_all\.sh: scales/laptop\.yaml.*{re.escape(reason)}.*\n", output)
+
+
+def test_records_are_held_against_the_committed_ones(clone):
+    file = clone.root / "figures" / "quick" / PAPER / "beta.json"
+    record = json.loads(file.read_text())
+    true = record["numbers"]["x"][0]
+    record["numbers"]["x"][0] = true * 1.001
+    file.write_text(json.dumps(record))
+    clone.git("init")
+    clone.git("add", "figures/quick")
+    clone.git("commit", "-m", "Records")
+    record["numbers"]["x"][0] = true * 2
+    file.write_text(json.dumps(record))  # not committed: not what is asked
+    output = clone.run("--scale", "quick")
+    assert re.search(rf"^{PAPER}/beta .* same verdicts; numbers within 0\.001$", output, re.M)
+    assert re.search(rf"^{PAPER}/alpha .* identical$", output, re.M)
+    assert clone.figures()["beta.json"] == clone.first_figures["beta.json"]
+    shutil.rmtree(clone.root / ".git")
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def children(pid):
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
+def test_killed_at_any_moment_it_goes_on(clone, tmp_path):
+    shutil.rmtree(clone.root / "build" / "quick" / PAPER / "alpha")
+    shutil.rmtree(clone.root / "figures")
+    for where, victim in [
+        ("middle", "front door"), ("start", "snakemake"), ("start", "kernel"), ("start", "Ctrl-C"),
+    ]:  # fmt: skip
+        pid = tmp_path / f"{where} {victim}"
+        process = clone.start("--scale", "quick", "--only", "alpha", TOY_WAIT=where, TOY_PID=str(pid))
+        try:
+            wait_for(lambda pid=pid: pid.exists() and pid.read_text())
+            front_door, kernel = process.pid, int(pid.read_text())
+            (snakemake,) = children(front_door)
+            (execute,) = children(snakemake)
+            assert kernel in children(execute)
+            if victim == "Ctrl-C":
+                os.killpg(front_door, signal.SIGINT)
+            else:
+                processes = {"front door": front_door, "snakemake": snakemake, "kernel": kernel}
+                os.kill(processes[victim], signal.SIGKILL)
+            output = finish(process, 30)
+            wait_for(lambda pids=(snakemake, execute, kernel): not any(map(alive, pids)), 20)
+        finally:
+            process.kill()
+
+        expected = {"front door": -signal.SIGKILL, "Ctrl-C": 130}.get(victim, 1)
+        assert process.returncode == expected, output
+        if victim == "kernel":
+            assert f"FAILED {PAPER}/alpha: the kernel died: killed, or out of memory (log: build/" in output
+        if victim == "snakemake":
+            assert f"FAILED {PAPER}/alpha: it was killed (log: build/" in output
+        if victim == "Ctrl-C":
+            assert "interrupted with 1 of 1 notebooks to go" in output
+        assert not list(clone.root.rglob("alpha/*/alpha.json"))
+        assert not list(clone.root.rglob("alpha/*/timing.json"))
+        assert not (clone.root / "figures").exists()
+        if where == "middle":
+            assert (clone.result("alpha") / "alpha_a.png").read_bytes() == clone.first_figures["alpha_a.png"]
+
+    output = clone.run("--scale", "quick", "--jobs", "1")
+    assert clone.ran(output) == {"alpha"}
+    # Bit for bit what it was when it ran beside another.
+    assert {n: c for n, c in clone.figures().items() if "alpha" in n} == {
+        n: c for n, c in clone.first_figures.items() if "alpha" in n
+    }
+    assert "FAILED" not in output
+    assert not [file for file in clone.files("build", "figures") if file.name.startswith(".")]
+
+
+def test_what_follows_the_dashes_goes_to_snakemake(clone):
+    before = clone.figures()
+    output = clone.run("--scale", "quick", "--only", "*/bet?", "--", "--forceall")
+    assert clone.ran(output) == {"beta"}
+    assert "[1/1]" in output
+    assert clone.figures() == before
+    output = clone.run("--scale", "quick", "--", "--no-such-option", code=1)
+    assert re.search(r"^FAILED Snakemake: .*--no-such-option.* \(log: build/quick/snakemake\.log\)$", output, re.M)
+
+
+def test_two_at_once_wait_for_each_other(clone):
+    import filelock
+
+    with filelock.FileLock(clone.root / "build" / "lock"):
+        process = clone.start("--scale", "quick", "--only", "gamma")
+        line = process.stdout.readline()
+    assert "another one is at work in this clone; waiting" in line
+    finish(process)
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_named_and_loses_nothing(clone):
+    figures = clone.root / "figures"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(figures)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        filler = figures / "filler"
+        filler.write_bytes(bytes(4 * 2**20 - 16384))
+        output = clone.run("--scale", "quick", code=1)
+        assert re.search(r"^run_all\.sh: no space left on the disk \(.*\)$", output, re.M)
+        assert not [f for f in clone.figures() if f.endswith(".json")]
+        filler.unlink()
+        assert "up to date" in clone.run("--scale", "quick")
+        assert {"alpha.json", "beta.json", "gamma.json"} <= clone.figures().keys()
+    finally:
+        subprocess.run(["umount", "-l", str(figures)], check=True)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A clone in which nothing ever runs."""
+    clone = Clone(tmp_path_factory.mktemp("bare") / "clone")
+    write_notebook(clone.notebook("alpha"), [PARAMETERS])
+    return clone
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--sclae", "quick"], "unknown option '--sclae'; see ./run_all.sh --help"),
+        (["tests"], "unknown option 'tests'; see ./run_all.sh --help"),
+        (["--scale", "huge"], "unknown scale 'huge'; there are quick, laptop and paper"),
+        (["--scale"], "--scale needs a value; see ./run_all.sh --help"),
+        (["--jobs", "0"], "--jobs must be a whole number from 1 up, got '0'"),
+        (["--jobs", "two"], "--jobs must be a whole number from 1 up, got 'two'"),
+        (["--only", ""], "--only needs a value; see ./run_all.sh --help"),
+        (["--only", "fig99"], "no notebook matches 'fig99'"),
+        (["--only", "fig99", "--dry-run"], "no notebook matches 'fig99'"),
+    ],
+)
+def test_wrong_options_are_one_line(bare, arguments, line):
+    assert bare.run(*arguments, code=2) == f"run_all.sh: {line}\n"
+    assert not (bare.root / "figures").exists()
+
+
+def readme_commands():
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [line.split("#")[0].split() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
+def test_every_command_of_the_readme(clone, command):
+    """Front-door commands run on the toys at the quick scale; of what runs long or elsewhere, that it is there."""
+    program, *arguments = command
+    if program == "./run_all.sh":
+        if arguments[:1] == ["test"]:
+            assert re.search("test +ruff", clone.run("--help"))  # run by test_the_tests_end_with_what_failed
+            return
+        arguments = ["alpha" if a == "fig08" else a for a in arguments]
+        output = clone.run(*([] if "--scale" in arguments else ["--scale", "quick"]), *arguments)
+        assert f"{PAPER}/alpha" in output
+        assert "FAILED" not in output
+    elif program == "conda":
+        assert (ROOT / command[command.index("-f") + 1]).exists()  # held to the lock in test_environment.py
+    elif command[:3] == [".venv/bin/jupyter", "lab", "notebooks"]:
+        assert (ROOT / "notebooks").is_dir()  # opened in a browser in test_jupyterlab.py
+    elif program == "env":
+        assert arguments[:3] == ["PYTHONPATH=src", "python", "-m"]
+        script = [sys.executable, *arguments[2:], "--help"]  # run to its end in the tests of its module
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        assert "usage" in subprocess.run(script, capture_output=True, text=True, check=True, env=environment).stdout
+    else:
+        assert program == ".venv/bin/python"
+        script = [sys.executable, ROOT / arguments[0], "--help"]
+        assert "usage" in subprocess.run(script, capture_output=True, text=True, check=True).stdout
+
+
+def test_help_names_every_option(bare):
+    output = bare.run("--help", HESSIAN_PYTHON="nowhere")
+    for word in ("--scale", "--only", "--jobs", "--dry-run", "test", "HESSIAN_PYTHON", "HESSIAN_DATA", "--executor"):
+        assert word in output
+
+
+def test_an_old_python_is_one_line(bare, tmp_path):
+    """As on a machine that has no other: only the stub and what every system has are found."""
+    stub = tmp_path / "python3"
+    stub.write_text("#!/bin/sh\necho 3.9\n")
+    stub.chmod(0o755)
+    for tool in ("bash", "dirname", "cat", "cmp", "mkdir", "env"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    output = bare.run(code=2, HESSIAN_PYTHON="", PATH=str(tmp_path))
+    assert output.startswith("run_all.sh: Python 3.11, 3.12 or 3.13 is needed; found python3, which is 3.9;")
+    assert len(output.splitlines()) == 1
+    assert not (bare.root / ".venv").exists()
+    for arguments in ([], ["test"]):
+        output = bare.run(*arguments, code=2, HESSIAN_PYTHON=str(stub))
+        assert output == "run_all.sh: Python 3.11, 3.12 or 3.13 is needed; HESSIAN_PYTHON is 3.9\n"
+
+
+def test_without_a_network_the_environment_fails_in_one_line_and_is_not_taken_for_whole(bare):
+    (bare.root / "requirements.lock").write_text("numpy==2.0.0\n")
+    offline = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
+    output = bare.run(code=1, HESSIAN_PYTHON="", PYTHON=sys.executable, **offline)
+    announced, line = output.splitlines()
+    assert announced.startswith("Making the environment .venv")
+    assert line.startswith("run_all.sh: the environment could not be made: ")
+    assert re.search(r"numpy.* \(log: build/environment\.log\)$", line)
+    assert (bare.root / ".venv" / "unfinished").exists()
+    assert not (bare.root / ".venv" / "requirements.lock").exists()
+
+
+def test_the_tests_end_with_what_failed(tmp_path):
+    """One honest notebook, one that changed, one on stand-in data; a test that passes, one skipped; a flaw for ruff."""
+    clone = Clone(tmp_path / "clone")
+    write_notebook(clone.notebook("honest"), [PARAMETERS, "print(1)"], [None, "1\n"])
+    write_notebook(clone.notebook("changed"), [PARAMETERS, "print(1)"], [None, "2\n"])
+    announce = "print('STAND-IN DATA for MNIST: digits')"
+    write_notebook(clone.notebook("replaced"), [PARAMETERS, announce, "print(1)"], [None, None, "2\n"])
+    shutil.copy(ROOT / "notebooks" / "conftest.py", clone.root / "notebooks")
+    (clone.root / "tests").mkdir()
+    (clone.root / "tests" / "test_toy.py").write_text(
+        "import os\n\nimport pytest\n\n\ndef test_passes():\n    pass\n\n\n"
+        "@pytest.mark.skip\ndef test_skipped():\n    pass\n\n\ndef test_deselected():\n    assert False\n"
+    )
+    output = clone.run("test", "-k", "passes or skipped", code=1)
+    *_, ruff, unit, notebooks, closing = output.splitlines()
+    assert re.fullmatch(r"FAILED +ruff +Found \d+ errors?\..*", ruff)
+    assert re.fullmatch(r"ok +unit tests +1 passed, 1 skipped.* in .*", unit)
+    assert re.fullmatch(r"FAILED +notebooks +1 failed, 6 passed in .*", notebooks)
+    assert re.fullmatch(r"1 failed, 7 passed, 1 skipped, \d+ error in \d+\.00s", closing)
+    assert f"stand-in data for MNIST, output not compared: notebooks/{PAPER}/replaced.ipynb" in output
+
+
+# The comparison of records
+
+
+def record(**changes):
+    claim = {"id": "slope", "verdict": "reproduced", "measured": 2.0, "interval": [1.0, 3.0]}
+    return {"claims": [claim | changes.pop("claim", {})], "numbers": {"x": [1.0, 2.0], "word": "a"} | changes}
+
+
+@pytest.mark.parametrize(
+    ("new", "expected"),
+    [
+        (record(), "identical"),
+        (record(x=[1.0, 2.002]), "same verdicts; numbers within 0.001"),
+        (record(claim={"interval": [1.0, 4.0]}), "same verdicts; numbers within 0.2"),
+        (record(x=[0.0, 2.0]), "same verdicts; numbers within 1"),
+        (record(word="b"), "same verdicts; numbers within inf"),
+        (record(x=[1.0]), "same verdicts; numbers within 0; 1 numbers in only one of the two"),
+        (
+            record(claim={"verdict": "untested"}),
+            "verdicts differ: slope (reproduced -> untested); numbers within 0",
+        ),
+        (
+            record(claim={"id": "other"}),
+            "verdicts differ: slope (reproduced -> absent), other (absent -> reproduced); numbers within 0; "
+            "6 numbers in only one of the two",
+        ),
+    ],
+)
+def test_comparison(new, expected):
+    assert summary.compare(new, record()) == expected
+
+
+def test_comparison_with_nothing():
+    assert summary.compare(record(), None) == "no committed record"
+
+
+@pytest.mark.parametrize(("stand_in", "there"), [(True, True), (True, False), (False, True)])
+def test_a_result_on_stand_in_data_is_outlived_when_the_data_come(tmp_path, monkeypatch, stand_in, there):
+    from common.data import images
+
+    task = Task(f"{PAPER}/alpha", "quick", {}, "0" * 64, tmp_path)
+    task.record.write_text(json.dumps({"data": [{"name": "MNIST", "stand_in": stand_in}]}))
+    task.timing.write_text("{}")
+    monkeypatch.setattr(images, "available", lambda name: there and name == "MNIST")
+    assert workflow.outlived(task) is (stand_in and there)

@@ -1,0 +1,78 @@
+"""The stochastic networks of Table 10 at tiny sizes: data, seeds, and what the paper's scale does on a GPU."""
+
+import pytest
+import torch
+
+from common import paths
+from common.data import images
+from common.wu_dissecting import networks as classifiers
+from common.wu_dissecting import table10 as bounding
+from common.wu_dissecting.pac_bayes import METHODS, ORDER
+from common.wu_dissecting.table10 import COLUMNS, DATA, FRESH, labelled, of_parameters
+
+TINY = {
+    "networks": ["T-6", "R-5^2_10"], "learned": ["T-6"], "members": 2, "seed": 0, "samples": 300, "sgd_epochs": 1,
+    "epochs": 2, "lr": 0.001, "lr_spread": 0.03, "decay_every": 1, "hessian_every": 1, "hessian_samples": 50,
+    "batch_size": 64, "draws": 500, "delta": 0.025, "delta_sampling": 0.01, "b": 100.0, "c": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    (paths.CACHE / "data").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data").symlink_to(paths.CACHE / "data")  # decoded images
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+
+
+def test_what_the_networks_of_table_10_see():
+    two, ten, random = (labelled(name, 400, 0) for name in ("T-600^2", "T-200^2_10", "R-600"))
+    assert (two.classes, ten.classes, random.classes) == (2, 10, 2)
+    assert torch.equal(two.X, ten.X) and torch.equal(two.y, (ten.y >= 5).long())
+    assert float(two.X.min()) == -1 and float(two.X.max()) == 1
+    assert torch.equal(two.X_test, 2 * images.load("MNIST", split="test").x.flatten(1) - 1)
+    assert 0.4 < float((random.y != two.y).float().mean()) < 0.6
+    assert 0.4 < float(random.y_test.float().mean()) < 0.6
+    assert labelled("T-600", 0, 0).X.shape == (60000, 784)
+    for wrong in ("T600", "T-600_5", "F-600"):
+        with pytest.raises(ValueError, match="unknown network"):
+            labelled(wrong, 400, 0)
+
+
+def test_what_must_be_independent_has_streams_of_its_own():
+    """A CPU's generator takes 32 bits of a seed: the initialization w₀ must know nothing of samples and labels."""
+    streams = [torch.rand(100, generator=torch.Generator().manual_seed(s)) for s in (0, ORDER, DATA, FRESH)]
+    for k, stream in enumerate(streams):
+        assert not any(torch.equal(stream, other) for other in streams[:k])
+    assert max(ORDER, DATA, FRESH) + 10**6 < 2**32
+    network = classifiers.classifier("F-20", (784, 1, 1), 2)
+    classifiers.truncated_gaussian(network, torch.Generator().manual_seed(0))
+    y = labelled("R-20", 400, 0).y.double()
+    W = network.get_submodule("fc1").weight.detach().flatten()[:400].double()
+    assert abs(float(torch.corrcoef(torch.stack([W, y]))[0, 1])) < 0.2
+    assert not torch.equal(torch.randint(2, (400,), generator=torch.Generator().manual_seed(0)).double(), y)
+
+
+def test_pieces_are_what_the_notebook_reads(monkeypatch):
+    results = of_parameters(TINY)
+    assert list(results["T-6"][0]) == list(METHODS)
+    assert list(results["R-5^2_10"][1]) == [method for method in METHODS if method != "LEARNED"]
+    first = results["T-6"][0]["ITER"]
+    assert set(first) == {*COLUMNS, "correlation", "rank", "curvature", "variance"}
+    assert 0 < float(first["error"]) < float(first["error_bound"]) < float(first["bound"]) <= 1
+    assert first["correlation"].shape == (2,) and first["rank"].shape == (2, 200)
+    there = first["rank"].isfinite()
+    assert (first["variance"][there] > 0).all() and (first["curvature"][0][there[0]].diff() <= 1e-12).all()
+    assert float(results["T-6"][1]["ITER"]["kl"]) != float(first["kl"])
+    monkeypatch.setattr(bounding, "tighten", None)
+    monkeypatch.setattr(bounding, "train_ensemble", None)
+    again = of_parameters(TINY)
+    assert float(again["R-5^2_10"][1]["BASE"]["bound"]) == float(results["R-5^2_10"][1]["BASE"]["bound"])
+    with pytest.raises(ValueError, match="unknown methods"):
+        bounding.stochastic("T-6", ["BEST"], seed=0, samples=300, sgd_epochs=1, schedule=None, draws=1, confidence=None)
+
+
+def test_pieces_are_made_without_jupyter(capsys, monkeypatch):
+    resolve = bounding.make_pieces.__globals__["resolve_parameters"]
+    monkeypatch.setitem(bounding.make_pieces.__globals__, "resolve_parameters", lambda *a: resolve(*a) | TINY)
+    assert bounding.main(["table10_pac_bayes", "--scale", "quick"]) == 0
+    assert "all is made" in capsys.readouterr().out

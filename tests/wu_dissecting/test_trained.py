@@ -1,0 +1,134 @@
+"""The zoo of Wu et al.: what is trained, kept and shared, at tiny sizes."""
+
+import pytest
+import torch
+
+from common import paths
+from common.hessian.layer import layer_hessian
+from common.wu_dissecting import trained as dissecting
+from common.wu_dissecting import training as ensembles
+from common.wu_dissecting.eigenspaces import overlap
+from common.wu_dissecting.trained import dissected, dissected_rows, of_all_schemes
+
+TINY = {"epochs": 1, "samples": 60, "seed": 3}
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    (paths.CACHE / "data").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data").symlink_to(paths.CACHE / "data")  # decoded images
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Seeds of the networks that are trained and not found."""
+    seeds, train = [], dissecting.train_ensemble
+
+    def counted(*arguments, **options):
+        seeds.append(list(options["seeds"]))
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(dissecting, "train_ensemble", counted)
+    return seeds
+
+
+def test_convolutional_networks_are_shared_one_by_one_and_dense_ones_together(trainings):
+    three = dissected("LeNet5-(fc1-7)", "CIFAR-10", members=3, **TINY)
+    two = dissected("LeNet5-(fc1-7)", "CIFAR-10", members=2, **TINY)
+    assert sorted(trainings) == [[3], [4], [5]]  # two at once, in either order
+    assert three.ensemble.epochs.tolist() == [0, 1]
+    assert two.members == 2
+    for name, tensor in two.ensemble.states.items():
+        assert torch.equal(tensor, three.ensemble.states[name][:, :2])
+    dissected("F-5", "MNIST", members=2, **TINY)
+    dissected("F-5", "MNIST", members=2, **TINY)
+    assert trainings[3:] == [[3, 4]]
+
+
+def test_what_the_networks_see():
+    case, random = (dissected("F-5", data, members=2, **TINY) for data in ("MNIST", "MNIST-R"))
+    assert float(case.X.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(case.X.std()) == pytest.approx(1, abs=1e-3)
+    assert torch.equal(case.X, random.X)
+    assert (case.y != random.y).float().mean() > 0.5
+    colours = dissected("LeNet5-(fc1-7)", "CIFAR-10", members=1, **TINY).X
+    torch.testing.assert_close(colours.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(colours.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_eigenpairs_are_kept(monkeypatch):
+    case = dissected("F-6-5", "MNIST", members=2, **TINY)
+    found = case.eigenpairs(1, "fc2", 40, 7)
+    expected = layer_hessian(case.network(1), "fc2", case.X[:40]).top_eigenpairs(7)
+    torch.testing.assert_close(found.values, expected.values)
+    assert case.eigenpairs(1, "fc2", 40, 1000).values.shape == (30,)  # all that there are
+    full = case.full_eigenpairs(0, 40, 50)
+    assert full["true"].shape == full["overlap"].shape == (21,)  # of all outputs
+    assert (full["overlap"] <= 1 + 1e-5).all() and full["overlap"][0] > 0.5
+    monkeypatch.setattr(dissecting, "layer_hessian", None)
+    assert torch.equal(case.eigenpairs(1, "fc2", 40, 7).vectors, found.vectors)
+    assert torch.equal(case.full_eigenpairs(0, 40, 50)["true"], full["true"])
+
+
+def test_overlaps_of_all_layers_of_a_large_network(monkeypatch):
+    case = dissected("VGG11-W3", "CIFAR-10", members=3, scheme="momentum", **TINY)
+    assert case.ensemble.epochs.tolist() == [1]  # nothing on the way is kept
+    found = case.overlaps(20, 1.5)
+    assert list(found) == case.layers
+    for layer in ("conv1", "conv5", "fc1"):
+        k = found[layer]["pairs"].shape[2]
+        bases = [case.eigenpairs(member, layer, 20, k).vectors for member in range(3)]
+        assert float(found[layer]["pairs"][0, 2, -1]) == pytest.approx(overlap(bases[0], bases[2]), abs=1e-3)
+        H = case.hessian(1, layer, 20)
+        torch.testing.assert_close(found[layer]["tau"][1], H.output_basis[0], atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(found[layer]["gamma"][1], H.input_basis[0], atol=1e-5, rtol=1e-3)
+    monkeypatch.setattr(dissecting, "layer_hessians", None)
+    assert torch.equal(case.overlaps(20, 1.5)["conv2"]["tau"], found["conv2"]["tau"])
+
+
+def test_rows_of_large_networks_have_their_own_sizes_and_none_without_its_data(trainings, monkeypatch):
+    monkeypatch.setattr(dissecting.images, "available", lambda data: False)
+    rows, same = ["VGG11-W3 CIFAR-10", "VGG11-W3 CIFAR-100", "ResNet18-W2 CIFAR-10"], {"members": 2, "seed": 3}
+    found = dict(dissected_rows(rows, [2, 2, 1], [20, 20, 30], **same))
+    assert list(found) == [rows[0], rows[2]]
+    assert [len(case.y) for case in found.values()] == [20, 30]
+    assert [case.ensemble.epochs.tolist() for case in found.values()] == [[2], [1]]
+    assert sorted(trainings) == [[3], [3], [4], [4]]
+    layers = found[rows[2]].hessians(1, ["conv2", "sc-conv1"], 10)
+    alone = found[rows[2]].hessian(1, "sc-conv1", 10)
+    torch.testing.assert_close(layers["sc-conv1"].input_basis[0], alone.input_basis[0])
+    with pytest.raises(ValueError, match="not as in"):
+        next(dissected_rows(["VGG11"], [1], [20], **same))
+    with pytest.raises(ValueError, match="1 networks, 2 numbers of epochs, 1 of samples"):
+        next(dissected_rows(rows[:1], [1, 2], [20], **same))
+
+
+def test_schemes_have_networks_of_their_own(trainings):
+    cases = of_all_schemes("LeNet5-(fc1-6)", "CIFAR-10", members=[2, 0, 1], **TINY)
+    assert [case.members for case in cases] == [2, 1]
+    assert sorted(trainings) == [[3], [4], [5]]
+    assert torch.equal(cases[0].X, cases[1].X)
+    assert torch.equal(cases[0].y, cases[1].y)
+    with pytest.raises(ValueError, match="unknown scheme"):
+        dissected("F-5", "MNIST", members=1, scheme="fast", **TINY)
+    with pytest.raises(ValueError, match="unknown data set 'CIFAR-10-S'"):
+        dissected("F-5", "CIFAR-10-S", members=1, **TINY)
+
+
+def test_a_trained_network_is_found_again_at_every_kept_epoch():
+    case = dissected("LeNet5-(fc1-7)", "CIFAR-10", members=1, **TINY)
+    start, end = case.network(0, 0), case.network(0)
+    reference = dissecting.classifier(case.name, case.X.shape[1:], 10)
+    ensembles.xavier(reference, torch.Generator().manual_seed(3))
+    assert torch.equal(start.get_submodule("conv1").weight, reference.get_submodule("conv1").weight)
+    assert not torch.equal(end.get_submodule("conv1").weight, reference.get_submodule("conv1").weight)
+    H = case.hessian(0, "conv2", 20, epoch=0)
+    assert H.shape == (2400, 2400)
+    assert overlap(H.input_basis[1][:, :1], H.mean_input[:, None]) > 0.5
+
+
+@pytest.mark.parametrize("notebook", sorted(dissecting.PIECES))
+def test_pieces_are_made_without_jupyter_and_are_what_the_notebook_reads(notebook, capsys):
+    assert dissecting.main([notebook, "--scale", "quick"]) == 0
+    assert "all is made" in capsys.readouterr().out
