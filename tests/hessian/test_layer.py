@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from common import paths
-from common.hessian.block_lanczos import ConvergenceError, top_eigenpairs
+from common.hessian.block_lanczos import top_eigenpairs
+from common.hessian.convergence import ConvergenceError
 from common.hessian.layer import ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
+from common.hessian.operators import FullHessian
 from common.wu_dissecting.eigenspaces import (
     correspondence,
     each_pair,
@@ -23,7 +25,7 @@ from common.wu_dissecting.eigenspaces import (
     rank_one_share,
 )  # fmt: skip
 from common.wu_dissecting.networks import classifier, layer_names, xavier
-from common.wu_dissecting.output_hessian import FullHessian, gauss_newton_forms, output_approximation
+from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
 
 SAMPLES = 30
 
@@ -198,7 +200,7 @@ def test_eigenpairs_that_cannot_be_had():
 
 
 def test_the_full_hessian_is_that_of_autograd_and_its_approximation_has_the_equations_of_appendix_c(monkeypatch):
-    monkeypatch.setattr("common.wu_dissecting.output_hessian.SAMPLES_AT_ONCE", 13)
+    monkeypatch.setattr("common.hessian.operators.SAMPLES_AT_ONCE", 13)
     network, X = perceptron((5, 4, 3))
     y = torch.arange(SAMPLES) % 3
     parameters = {name: p.detach() for name, p in network.named_parameters()}

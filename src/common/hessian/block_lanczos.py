@@ -1,28 +1,13 @@
 """The largest eigenvalues of a symmetric operator and their vectors: block Lanczos with full reorthogonalization."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-class ConvergenceError(ArithmeticError):
-    """Eigenpairs did not reach the tolerance; the message has the largest residual."""
-
-
-class Operator(Protocol):
-    """A symmetric matrix that is known by its products with blocks of vectors."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(d, d)."""
-        ...
-
-    def __matmul__(self, V: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
-        """The product."""
-        ...
+from common.hessian.convergence import ConvergenceError
+from common.hessian.operators import PyTorchLinearOperator
 
 
 @dataclass(frozen=True)
@@ -48,12 +33,15 @@ class Eigenpairs:
 
 
 def top_eigenpairs(
-    operator: Operator, k: int, *, start: Float[Tensor, "d b"], tolerance: float = 1e-4, most: int | None = None
-) -> Eigenpairs:
+    operator: PyTorchLinearOperator, k: int, *, start: Float[Tensor, "d b"], tolerance: float = 1e-4,
+    most: int | None = None,
+) -> Eigenpairs:  # fmt: skip
     """The k largest eigenpairs, by block Lanczos with full reorthogonalization.
 
     Parameters
     ----------
+    operator
+        Symmetric, d × d, on flat vectors.
     start
         As many vectors as a block shall have; the nearer to the wanted space the better.
     tolerance

@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from common.hessian.block_lanczos import ConvergenceError, Eigenpairs, top_eigenpairs
+from common.hessian.block_lanczos import Eigenpairs, top_eigenpairs
+from common.hessian.convergence import ConvergenceError
+from common.hessian.operators import SymmetricOperator, evaluation_copy
 
 #: Entries of what is held at once for a product; more is slower, as it leaves the processor's caches.
 CHUNK = 2**22
@@ -25,14 +27,8 @@ SAMPLES_AT_ONCE = 500
 BLOCK = 8
 
 
-class _Factored:
+class _Factored(SymmetricOperator):
     """What the Hessians of both kinds of layers share: Kronecker eigenpairs, and true ones started from them."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(mn, mn)."""
-        size = len(self.output_hessian) * len(self.autocorrelation)
-        return size, size
 
     @cached_property
     def output_basis(self) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
@@ -62,7 +58,7 @@ class _Factored:
         return replace(self, **{field.name: getattr(self, field.name).to(where) for field in fields(self)})
 
     def top_eigenpairs(self, k: int, *, tolerance: float = 1e-4) -> Eigenpairs:
-        """The k largest eigenpairs, by :func:`~common.hessian.block_lanczos.top_eigenpairs` from the Kronecker product's.
+        """The k largest eigenpairs, by block Lanczos from those of the Kronecker product.
 
         Where a network knows its labels so well that few samples make the whole Hessian, the smallest of the k drown in
         the rounding of the largest; products are then taken in double precision.
@@ -84,7 +80,7 @@ class _Factored:
         return Eigenpairs(**{name: part.to(start.dtype) for name, part in vars(found).items()})
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LayerHessian(_Factored):
     """E[BBᵀ ⊗ xxᵀ] of a fully connected layer, the mean over samples; vectors are weight matrices, m × n, row by row.
 
@@ -99,8 +95,11 @@ class LayerHessian(_Factored):
     X: Float[Tensor, "N n"]
     B: Float[Tensor, "N m r"]
 
-    def __matmul__(self, V: Float[Tensor, "mn k"]) -> Float[Tensor, "mn k"]:
-        """Product with k vectors: 4 N m n k floating-point operations, and 4 N m r k for M."""
+    def __post_init__(self):
+        super().__init__(self.B.shape[1] * self.X.shape[1], self.X.dtype, self.X.device)
+
+    def _product(self, V: Float[Tensor, "mn k"]) -> Float[Tensor, "mn k"]:
+        """4 N m n k floating-point operations, and 4 N m r k for M."""
         (N, n), (_, m, _) = self.X.shape, self.B.shape
         k = V.shape[1]
         wide = V.view(m, n, k).transpose(0, 1).reshape(n, m * k)
@@ -128,7 +127,7 @@ class LayerHessian(_Factored):
         return nn.functional.normalize(self.X.mean(0), dim=0)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ConvolutionHessian(_Factored):
     """The exact Hessian of a convolution's weights, E[JᵀJ], and the K-FAC-like factors beside it: App A.2.
 
@@ -149,8 +148,11 @@ class ConvolutionHessian(_Factored):
     autocorrelation: Float[Tensor, "n n"]
     mean_input: Float[Tensor, " n"]
 
-    def __matmul__(self, V: Float[Tensor, "mn k"]) -> Float[Tensor, "mn k"]:
-        """Product with k vectors: 4 N r m n k floating-point operations."""
+    def __post_init__(self):
+        super().__init__(self.J.shape[2], self.J.dtype, self.J.device)
+
+    def _product(self, V: Float[Tensor, "mn k"]) -> Float[Tensor, "mn k"]:
+        """4 N r m n k floating-point operations."""
         flat = self.J.flatten(0, 1)
         return flat.T @ (flat @ V) / len(self.J)
 
@@ -187,6 +189,7 @@ def layer_hessians(
     ValueError
         If there is no such layer, or a convolution has groups or is padded by something else than zeros.
     """
+    network = evaluation_copy(network)
     known = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     if missing := [layer for layer in layers if layer not in known]:
         raise ValueError(f"there is no layer {missing[0]!r} with weights; there are {list(known)}")
@@ -195,7 +198,6 @@ def layer_hessians(
         if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
             found = f"{module.groups} groups, padding by {module.padding_mode}"
             raise ValueError(f"{layer} has {found}: 1, zeros can be done")
-    network.eval()
     parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in layers}
     for x in X.split(-(-SAMPLES_AT_ONCE // len(layers))):
         passed = _passed(network, {layer: known[layer] for layer in layers}, x)

@@ -1,57 +1,13 @@
-r"""The Hessian of all parameters, and the eigenvectors that the output Hessian gives it: Wu et al. (2022), App C."""
+"""Eigenvectors of the Hessian of all parameters from those of the output Hessian: Wu et al. (2022), App C."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from jaxtyping import Float
+from torch import Tensor
 
 from common.hessian.layer import LayerHessian
-
-#: Samples that pass through a network at once, for a block of vectors together.
-SAMPLES_AT_ONCE = 2000
-
-
-class FullHessian:
-    """Hessian of the mean cross-entropy loss by all parameters of a network, as an operator.
-
-    Vectors have the parameters in the order of ``network.parameters()``. A product is the derivative of the gradient
-    along each vector, forward over reverse, for all of a block in the same matrix products.
-
-    Parameters
-    ----------
-    network
-        Batch norm is taken with its running statistics.
-    X, y
-        Samples (N, ...) and labels (N,).
-    """
-
-    def __init__(self, network: nn.Module, X: Float[Tensor, "N *shape"], y: Int[Tensor, " N"]):
-        self._network, self._X, self._y = network.eval(), X, y
-        self._parameters = {name: p.detach() for name, p in network.named_parameters()}
-        self._sizes = [p.numel() for p in self._parameters.values()]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return sum(self._sizes), sum(self._sizes)
-
-    def __matmul__(self, V: Float[Tensor, "P k"]) -> Float[Tensor, "P k"]:
-        """Product with k vectors."""
-        batches = zip(self._X.split(SAMPLES_AT_ONCE), self._y.split(SAMPLES_AT_ONCE), strict=True)
-        return sum(self._summed(V, X, y) for X, y in batches) / len(self._y)
-
-    def _summed(self, V: Tensor, X: Tensor, y: Tensor) -> Tensor:
-        def loss(parameters: dict[str, Tensor]) -> Tensor:
-            return nn.functional.cross_entropy(functional_call(self._network, parameters, (X,)), y, reduction="sum")
-
-        def along(v: Tensor) -> Tensor:
-            parts = zip(self._parameters.items(), v.split(self._sizes), strict=True)
-            tangent = {name: part.view_as(p) for (name, p), part in parts}
-            return torch.cat([g.flatten() for g in jvp(grad(loss), (self._parameters,), (tangent,))[1].values()])
-
-        return vmap(along, in_dims=1, out_dims=1)(V)
 
 
 @dataclass(frozen=True)
@@ -70,7 +26,7 @@ class OutputApproximation:
     basis: Float[Tensor, "P k"]
 
 
-def output_approximation(layers: list[LayerHessian], k: int) -> OutputApproximation:
+def output_approximation(layers: Sequence[LayerHessian], k: int) -> OutputApproximation:
     """App C for a fully connected network with biases.
 
     Parameters
@@ -94,7 +50,7 @@ def output_approximation(layers: list[LayerHessian], k: int) -> OutputApproximat
     return OutputApproximation(values[order], torch.linalg.qr(w[:, order]).Q)
 
 
-def gauss_newton_forms(layers: list[LayerHessian], V: Float[Tensor, "P k"]) -> Float[Tensor, " k"]:
+def gauss_newton_forms(layers: Sequence[LayerHessian], V: Float[Tensor, "P k"]) -> Float[Tensor, " k"]:
     """vᵀ E[FᵀAF] v for each column: what the first term of (251) contributes to vᵀHv.
 
     ``layers`` as in :func:`output_approximation`.

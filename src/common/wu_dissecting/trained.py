@@ -20,8 +20,10 @@ from common.cache import cached
 from common.data import DataSource, images
 from common.hessian import block_lanczos as eigenpairs
 from common.hessian import layer as kronecker
+from common.hessian import operators
 from common.hessian.block_lanczos import Eigenpairs, top_eigenpairs
 from common.hessian.layer import ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
+from common.hessian.operators import FullHessian
 from common.pipeline.pieces import Piece, default_device, make_pieces
 from common.wu_dissecting import eigenspaces as subspace
 from common.wu_dissecting import networks as classifiers
@@ -29,7 +31,7 @@ from common.wu_dissecting import output_hessian as full
 from common.wu_dissecting import training as ensembles
 from common.wu_dissecting.eigenspaces import nested_overlaps, pairwise_overlaps
 from common.wu_dissecting.networks import classifier, layer_names
-from common.wu_dissecting.output_hessian import FullHessian, gauss_newton_forms, output_approximation
+from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
 from common.wu_dissecting.training import Ensemble, Scheme, side_by_side, train_ensemble
 
 #: The training schemes of App E.3 and F.2.1.
@@ -103,7 +105,7 @@ class Dissected:
             "wu_eigenpairs",
             state | {"name": self.name, "X": X, "layer": layer, "k": k, "tolerance": tolerance},
             make=lambda _: vars(layer_hessian(network, layer, X).top_eigenpairs(k, tolerance=tolerance)),
-            code=[classifiers, kronecker, eigenpairs],
+            code=[classifiers, operators, kronecker, eigenpairs],
         )
         return Eigenpairs(**kept)
 
@@ -134,7 +136,8 @@ class Dissected:
 
         state = {f"state:{name}": tensor for name, tensor in network.state_dict().items()}
         key = state | {"name": self.name, "X": X, "y": y, "k": k, "tolerance": tolerance}
-        return cached("wu_full_eigenpairs", key, make=make, code=[classifiers, full, kronecker, eigenpairs, subspace])
+        code = [classifiers, operators, full, kronecker, eigenpairs, subspace]
+        return cached("wu_full_eigenpairs", key, make=make, code=code)
 
     def overlaps(self, samples: int, shown: float, tolerance: float = 1e-4) -> dict[str, dict[str, Tensor]]:
         """Overlaps of all pairs of networks in every layer, and the eigenvalues of its factors, kept in a file.
@@ -149,8 +152,8 @@ class Dissected:
         Returns
         -------
         dict
-            Of every layer ``pairs`` (E, E, k), :func:`~common.wu_dissecting.eigenspaces.pairwise_overlaps`; ``tau`` (E, m) and
-            ``gamma`` (E, n), eigenvalues of E[M] and E[xxᵀ], descending.
+            Of every layer ``pairs`` (E, E, k), :func:`~common.wu_dissecting.eigenspaces.pairwise_overlaps`; ``tau``
+            (E, m) and ``gamma`` (E, n), eigenvalues of E[M] and E[xxᵀ], descending.
         """
         device, layers = default_device(), self.layers
         networks, X = [self.network(member) for member in range(self.members)], self.X[:samples]
@@ -173,7 +176,7 @@ class Dissected:
             return result
 
         key = states | {"name": self.name, "X": X, "shown": shown, "tolerance": tolerance}
-        kept = cached("wu_overlaps", key, make=make, code=[classifiers, kronecker, eigenpairs, subspace])
+        kept = cached("wu_overlaps", key, make=make, code=[classifiers, operators, kronecker, eigenpairs, subspace])
         return {layer: {part: kept[f"{layer}:{part}"] for part in ("pairs", "tau", "gamma")} for layer in layers}
 
 
