@@ -15,7 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from common.wu_dissecting.pac_bayes import Confidence, Descent, Posteriors, complexity, count_errors, gaussian_kl
+from common.wu_dissecting.pac_bayes.bound import Confidence, complexity
+from common.wu_dissecting.pac_bayes.optimize import Descent
+from common.wu_dissecting.pac_bayes.posterior import Posteriors, count_errors, gaussian_kl
 
 N, BATCH = 60_000, 128
 

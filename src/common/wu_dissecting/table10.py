@@ -17,26 +17,18 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from common.cache import cached
+from common.cache import Checkpoint, cached
 from common.data import DataSource, images
-from common.dong_quantifying.full_batch import Checkpoint
 from common.hessian import layer as kronecker
 from common.pipeline.pieces import default_device, make_pieces
 from common.wu_dissecting import networks as classifiers
-from common.wu_dissecting import pac_bayes
 from common.wu_dissecting import training as ensembles
 from common.wu_dissecting.networks import classifier, truncated_gaussian
-from common.wu_dissecting.pac_bayes import (
-    METHODS,
-    Confidence,
-    Schedule,
-    Weights,
-    binned_by_rank,
-    bounds,
-    count_errors,
-    spread_along_curvature,
-    tighten,
-)
+from common.wu_dissecting.pac_bayes import bases, bound, optimize, posterior
+from common.wu_dissecting.pac_bayes.bases import Weights
+from common.wu_dissecting.pac_bayes.bound import Confidence
+from common.wu_dissecting.pac_bayes.optimize import METHODS, Schedule, tighten
+from common.wu_dissecting.pac_bayes.posterior import binned_by_rank, bounds, count_errors, spread_along_curvature
 from common.wu_dissecting.training import Ensemble, side_by_side, train_ensemble
 
 #: Added to the seed of the samples and labels, on which w₀ may not depend, and of the final draws, with which Q may not
@@ -141,7 +133,7 @@ def stochastic(
     dict
         Of every method a number for each of :data:`COLUMNS`; ``correlation`` (L,), Spearman's between curvature and
         variance in each layer; ``rank``, ``curvature`` and ``variance`` (L, K) as
-        :func:`~common.wu_dissecting.pac_bayes.binned_by_rank` gives them.
+        :func:`~common.wu_dissecting.pac_bayes.posterior.binned_by_rank` gives them.
 
     Raises
     ------
@@ -179,7 +171,7 @@ def stochastic(
         "X_test": data.X_test, "y_test": data.y_test, "methods": methods, "seed": seed, "final_seed": FRESH + seed,
         "schedule": vars(schedule), "draws": draws, "tested": tested, "confidence": vars(confidence),
     }  # fmt: skip
-    kept = cached("wu_bounds", key, code=[kronecker, pac_bayes], make=make)
+    kept = cached("wu_bounds", key, code=[kronecker, bases, bound, optimize, posterior], make=make)
     return {
         method: {k.removeprefix(f"{method}:"): tensor for k, tensor in kept.items() if k.startswith(f"{method}:")}
         for method in methods
