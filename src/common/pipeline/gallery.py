@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jsonschema
+from tabulate import DataRow, TableFormat, tabulate
 
 from common import paths
 from common.notebook.run import PAPERS, REPRODUCED, VERDICTS, record_schema, rounded
@@ -103,10 +104,22 @@ def measurement(value: float, interval: Sequence[float]) -> str:
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+#: GitHub's tables without padding: a longer cell changes its own line and no other.
+_MARKDOWN = TableFormat(
+    lineabove=None,
+    linebelowheader=lambda widths, _: f"|{' --- |' * len(widths)}",
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=DataRow("| ", " | ", " |"),
+    datarow=DataRow("| ", " | ", " |"),
+    padding=0,
+    with_header_hide=None,
+)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str | int]]) -> str:
     """A Markdown table; the cells are Markdown already."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return tabulate(list(rows), list(header), _MARKDOWN, stralign=None, numalign=None, disable_numparse=True)
 
 
 def _summary(counts: Counter) -> str:

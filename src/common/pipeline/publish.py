@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from tabulate import tabulate
+
 from common import paths
 from common.pipeline.execute import Task, read_timing
 
@@ -124,16 +126,6 @@ def publish(task: Task) -> bool:
     return changed
 
 
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def cell(text: str, position: int) -> str:
-        words = position in (0, len(widths) - 1)
-        return text.ljust(widths[position]) if words else text.rjust(widths[position])
-
-    return "\n".join("  ".join(cell(t, i) for i, t in enumerate(row)).rstrip() for row in rows)
-
-
 def summarize(tasks: list[Task]) -> tuple[str, bool]:
     """Publish every complete result among ``tasks`` and make the closing table.
 
@@ -164,4 +156,6 @@ def summarize(tasks: list[Task]) -> tuple[str, bool]:
     totals = [str(sum(int(row[i]) for row in rows[1:])) for i in range(1, len(verdicts()) + 2)]
     rows.append([f"{len(rows) - 1} notebooks", *totals, "", ""])
     notes = [f"Stand-in data for {name}: {', '.join(idents)}" for name, idents in stand_ins.items()]
-    return "\n".join([_table(rows), *notes]), changed
+    aligned = ["left", *["right"] * (len(rows[0]) - 2), "left"]
+    table = tabulate(rows, headers="firstrow", tablefmt="plain", disable_numparse=True, colalign=aligned)
+    return "\n".join([table, *notes]), changed
