@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from common.li_adaptive.dyson import ConvergenceError, DysonEquation, smoothed_density
+from common.hessian.convergence import ConvergenceError
+from common.li_adaptive.dyson import DysonEquation, smoothed_density
 
 X = np.linspace(-3, 3, 25)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.hessian.spectral_measure import formed_hessian
+from common.li_adaptive.hinge_hessian import formed_hessian
 from common.li_adaptive.networks import initialize, perceptron, vgg
 from common.li_adaptive.normalization import gradient_size, take_steps
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from common.hessian.block_lanczos import Eigenpairs, top_eigenpairs
 from common.hessian.convergence import ConvergenceError
-from common.hessian.operators import SymmetricOperator, evaluation_copy
+from common.hessian.modes import evaluating
+from common.hessian.operators import SymmetricOperator
 
 #: Entries of what is held at once for a product; more is slower, as it leaves the processor's caches.
 CHUNK = 2**22
@@ -189,7 +190,6 @@ def layer_hessians(
     ValueError
         If there is no such layer, or a convolution has groups or is padded by something else than zeros.
     """
-    network = evaluation_copy(network)
     known = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     if missing := [layer for layer in layers if layer not in known]:
         raise ValueError(f"there is no layer {missing[0]!r} with weights; there are {list(known)}")
@@ -200,7 +200,8 @@ def layer_hessians(
             raise ValueError(f"{layer} has {found}: 1, zeros can be done")
     parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in layers}
     for x in X.split(-(-SAMPLES_AT_ONCE // len(layers))):
-        passed = _passed(network, {layer: known[layer] for layer in layers}, x)
+        with evaluating(network):
+            passed = _passed(network, {layer: known[layer] for layer in layers}, x)
         for layer in layers:
             module, (inputs, B) = known[layer], passed.pop(layer)
             parts[layer].append((inputs, B) if isinstance(module, nn.Linear) else _unfolded(module, inputs, B))

@@ -5,13 +5,13 @@ It stands on the base of curvlinops, whose algebra (``A + B``, ``2 * A``, ``A @ 
 :func:`~common.hessian.block_lanczos.top_eigenpairs` and :func:`~common.hessian.spectral_measure.lanczos_measures`.
 """
 
-import copy
-
 import torch
 from curvlinops._torch_base import PyTorchLinearOperator  # its only address
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
+
+from common.hessian.modes import evaluation_copy
 
 #: Samples that pass through a network at once, for a block of vectors together.
 SAMPLES_AT_ONCE = 2000
@@ -105,8 +105,3 @@ class FullHessian(SymmetricOperator):
             return torch.cat([g.flatten() for g in jvp(grad(loss), (self._parameters,), (tangent,))[1].values()])
 
         return vmap(along, in_dims=1, out_dims=1)(V)
-
-
-def evaluation_copy(network: nn.Module) -> nn.Module:
-    """A copy of a network in evaluation mode; neither sees what becomes of the other."""
-    return copy.deepcopy(network).eval()

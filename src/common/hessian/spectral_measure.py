@@ -1,4 +1,4 @@
-"""Spectra of Hessians too large to form, by the Lanczos algorithm of curvlinops, and how symmetric they are.
+"""Spectral measures of symmetric matrices too large to form, by the Lanczos algorithm, and how symmetric they are.
 
 A random start vector v gives the measure Σ_k ω_k δ(θ_k) whose moments up to 2m − 1 are those of vᵀHʲv: on average
 over v, the spectral measure of H. Start vectors are the replicates that error bars are over.
@@ -8,125 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from curvlinops import HessianLinearOperator
-from curvlinops.papyan2020traces.spectrum import fast_lanczos, lanczos_approximate_spectrum_from_iter
 from jaxtyping import Float
-from scipy.sparse.linalg import LinearOperator, eigsh
-from torch import Tensor, nn
+from scipy.sparse.linalg import eigsh
+from torch import Tensor
 
-from common.li_adaptive.networks import BatchStandardize
-from common.li_adaptive.training import HingeLoss, outputs
-
-
-class ZeroOperator:
-    """The Hessian of a risk that is zero around the point: every sample lies beyond the margin."""
-
-    def __init__(self, dimension: int, dtype: torch.dtype, device: torch.device):
-        self.shape, self.dtype, self.device = (dimension, dimension), dtype, device
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """0."""
-        return torch.zeros_like(v)
-
-
-class Scaled:
-    """``factor`` times an operator on flat vectors."""
-
-    def __init__(self, operator: object, factor: float):
-        self.operator, self.factor = operator, factor
-        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with a flat vector."""
-        return (self.operator @ v) * self.factor
-
-
-class BipartitePart:
-    """(H − S H S)/2 with S = ±1 alternating from layer to layer: only the blocks between odd and even layers.
-
-    Its spectrum is symmetric exactly, since S maps it to its negative.
-    """
-
-    def __init__(self, operator: object, network: nn.Module):
-        self.operator = operator
-        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-        signs, layer = [], 0
-        for parameter in network.parameters():
-            layer += parameter.ndim > 1  # a weight opens a layer, its bias follows
-            signs.append(torch.full((parameter.numel(),), (-1.0) ** layer))
-        self.signs = torch.cat(signs).to(self.device, self.dtype)
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with a flat vector."""
-        return (self.operator @ v - self.signs * (self.operator @ (self.signs * v))) / 2
-
-
-class TridiagonalGOE:
-    """A tridiagonal matrix whose eigenvalues have the law of those of the Gaussian orthogonal ensemble.
-
-    Dumitriu and Edelman (2002): normal entries of variance 2 on the diagonal, chi variables with N − 1, ..., 1 degrees
-    of freedom beside it; here divided by √N. As large as wanted, and symmetric in law.
-    """
-
-    def __init__(self, dimension: int, seed: int):
-        rng = np.random.default_rng(seed)
-        self.diagonal = torch.from_numpy(rng.standard_normal(dimension) * np.sqrt(2 / dimension))
-        self.beside = torch.from_numpy(np.sqrt(rng.chisquare(np.arange(dimension - 1, 0, -1)) / dimension))
-        self.shape, self.dtype, self.device = (dimension, dimension), torch.float64, torch.device("cpu")
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with a flat vector."""
-        product = self.diagonal * v
-        product[:-1] += self.beside * v[1:]
-        product[1:] += self.beside * v[:-1]
-        return product
-
-
-def hinge_hessian(network: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 256):
-    """Hessian of the mean hinge loss of ``network``, dropout off, as a linear operator on flat vectors.
-
-    A sample beyond its margin adds zero and is left out, unless the network standardizes batches: then all samples are
-    one batch, as one changes the outputs of all others.
-
-    Parameters
-    ----------
-    x, y
-        Images and labels ±1.
-    batch_size
-        Samples that pass through the network at once.
-
-    Returns
-    -------
-    operator with ``@``, ``shape``, ``dtype``, ``device``
-        :class:`ZeroOperator` if the Hessian vanishes: no sample inside its margin, or a network whose units are dead.
-    """
-    network.eval()
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    n = len(y)
-    active = 1 - y * outputs(network, x) > 0
-    if not active.any():
-        return ZeroOperator(sum(p.numel() for p in parameters), parameters[0].dtype, x.device)
-    if any(isinstance(module, BatchStandardize) for module in network.modules()):
-        data = [(x, y)]
-    else:
-        x, y = x[active], y[active]
-        data = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
-    operator = HessianLinearOperator(network, HingeLoss(), parameters, data, check_deterministic=False)
-    scaled = Scaled(operator, len(y) / n)
-    probe = torch.randn(operator.shape[0], generator=torch.Generator().manual_seed(0)).to(x.device, operator.dtype)
-    return scaled if (scaled @ probe).any() else ZeroOperator(operator.shape[0], operator.dtype, x.device)
-
-
-def formed_hessian(network: nn.Module, x: Tensor, y: Tensor) -> Float[Tensor, "P P"]:
-    """The whole Hessian of the mean hinge loss, by torch.func.hessian: for networks of some hundred parameters."""
-    names, shapes, sizes = zip(*((n, p.shape, p.numel()) for n, p in network.named_parameters()), strict=True)
-    loss = HingeLoss()
-
-    def risk(theta: Tensor) -> Tensor:
-        parts = {n: t.view(s) for n, t, s in zip(names, theta.split(sizes), shapes, strict=True)}
-        return loss(torch.func.functional_call(network, parts, (x,)), y)
-
-    return torch.func.hessian(risk)(nn.utils.parameters_to_vector(network.parameters()).detach())
+from common.hessian.operators import PyTorchLinearOperator, ZeroOperator
 
 
 @dataclass(frozen=True)
@@ -169,25 +55,28 @@ class LanczosMeasures:
 
     def negative_share(self, floor: float) -> Float[np.ndarray, " R"]:
         """Share of λ < −``floor`` in the weight of |λ| > ``floor``; NaN where nothing is so large."""
-        negative, positive = (
-            (self.weights * (sign * self.nodes > floor)).sum(1).numpy() for sign in (-1, 1)
-        )
+        negative, positive = ((self.weights * (sign * self.nodes > floor)).sum(1).numpy() for sign in (-1, 1))
         total = negative + positive
         return np.where(total > 0, negative / np.where(total > 0, total, 1), np.nan)
 
-    def density(self, *, points: int = 1024, kappa: float = 3.0, margin: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-        """Grid and density of the mean measure, smoothed by Gaussian bumps: Algorithm 3 of Papyan in curvlinops.
+    def density(
+        self, *, points: int = 1024, kappa: float = 3.0, margin: float = 0.05
+    ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+        """Grid and density of the mean measure, smoothed by Gaussian bumps: Papyan (2020), Algorithm 3 and App D.2.
 
-        Returns
-        -------
-        (points,) and (points,)
+        Parameters
+        ----------
+        kappa
+            A bump falls to 1/κ of its height half way to the next node, were m nodes equidistant.
+        margin
+            What the grid has on either side beyond the nodes, in units of their range.
         """
-        boundaries = float(self.nodes.min()), float(self.nodes.max())
-        curves = [
-            lanczos_approximate_spectrum_from_iter((t, w.sqrt()[None]), boundaries, points, kappa, margin)
-            for t, w in zip(self.nodes, self.weights, strict=True)
-        ]
-        return curves[0][0].numpy(), torch.stack([density for _, density in curves]).mean(0).numpy()
+        nodes, weights = self.nodes.numpy().ravel(), self.weights.numpy().ravel() / len(self.nodes)
+        padding = margin * (nodes.max() - nodes.min())
+        grid = np.linspace(nodes.min() - padding, nodes.max() + padding, points)
+        sigma = (grid[-1] - grid[0]) / (self.nodes.shape[1] - 1) / np.sqrt(8 * np.log(kappa))
+        bumps = np.exp(-(((grid - nodes[:, None]) / sigma) ** 2) / 2) / (np.sqrt(2 * np.pi) * sigma)
+        return grid, weights @ bumps
 
 
 def asymmetry(nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"]) -> float:
@@ -202,7 +91,7 @@ def asymmetry(nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"]) 
 
 
 def edge_eigenvalues(
-    operator: object, count: int, *, seed: int, tolerance: float = 1e-4
+    operator: PyTorchLinearOperator, count: int, *, seed: int, tolerance: float = 1e-4
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """The ``count`` lowest eigenvalues, ascending, and the ``count`` highest, descending, by SciPy's ``eigsh``.
 
@@ -215,34 +104,68 @@ def edge_eigenvalues(
     """
     if isinstance(operator, ZeroOperator):
         return np.zeros(count), np.zeros(count)
-    size = operator.shape[0]
-
-    def product(v: np.ndarray) -> np.ndarray:
-        vector = torch.from_numpy(np.ascontiguousarray(v.reshape(-1))).to(operator.device, operator.dtype)
-        return (operator @ vector).cpu().numpy()
-
     dtype = np.dtype(str(operator.dtype).removeprefix("torch."))
-    scipy_operator = LinearOperator((size, size), matvec=product, dtype=dtype)
-    start = np.random.default_rng(seed).standard_normal(size).astype(dtype)
-    values = eigsh(scipy_operator, 2 * count, which="BE", v0=start, tol=tolerance, return_eigenvectors=False)
+    start = np.random.default_rng(seed).standard_normal(operator.shape[0]).astype(dtype)
+    values = eigsh(
+        operator.to_scipy(dtype), 2 * count, which="BE", v0=start, tol=tolerance, return_eigenvectors=False
+    )
     values = np.sort(values.astype(float))
-    return values[:count], values[:-count - 1 : -1]
+    return values[:count], values[: -count - 1 : -1]
 
 
-def lanczos_measures(operator: object, *, iterations: int, starts: int, seed: int) -> LanczosMeasures:
-    """The measures of ``starts`` random start vectors, Algorithm 2 of Papyan without reorthogonalization.
+def lanczos(
+    operator: PyTorchLinearOperator, start: Float[Tensor, " d"], iterations: int
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """Nodes, ascending, and weights, float64, of the measure of one start vector: Papyan (2020), Algorithm 2.
 
-    Rounding repeats eigenvalues that have converged and divides their weight among the copies: nodes are not
-    eigenvalues, but the measure is right.
+    That is m three-term recurrences without reorthogonalization, as curvlinops has them behind its densities. Rounding
+    repeats eigenvalues that have converged and divides their weight among the copies: nodes are not eigenvalues, but
+    the measure is right. Where the recurrence ends early, the nodes that are left have no weight.
 
     Parameters
     ----------
     operator
-        Symmetric; has ``@``, ``shape``, ``dtype`` and ``device``.
+        Symmetric, d × d.
+    iterations
+        m.
+
+    Raises
+    ------
+    FloatingPointError
+        If a product is not finite.
+    """
+    alpha, beta = start.new_zeros(iterations), start.new_zeros(iterations - 1)
+    v, before = start / torch.linalg.vector_norm(start), None
+    for m in range(iterations):
+        new = operator @ v if m == 0 else operator @ v - beta[m - 1] * before
+        alpha[m] = (new * v).sum()
+        new = new - alpha[m] * v
+        if m == iterations - 1:
+            break
+        beta[m] = torch.linalg.vector_norm(new)
+        if beta[m] == 0:
+            break
+        before, v = v, new / beta[m]
+    T = torch.diag_embed(alpha) + torch.diag_embed(beta, offset=1) + torch.diag_embed(beta, offset=-1)
+    if not T.isfinite().all():
+        raise FloatingPointError("a product with the operator is not finite")
+    nodes, vectors = torch.linalg.eigh(T)
+    return nodes.double(), vectors[0].double().square()
+
+
+def lanczos_measures(
+    operator: PyTorchLinearOperator, *, iterations: int, starts: int, seed: int
+) -> LanczosMeasures:
+    """The measures of ``starts`` random start vectors, each by :func:`lanczos`.
+
+    Parameters
+    ----------
+    operator
+        Symmetric.
     iterations
         m, at most the dimension.
     seed
-        Of the start vectors; torch's global generator is left as it is.
+        Of the start vectors.
 
     Raises
     ------
@@ -251,21 +174,16 @@ def lanczos_measures(operator: object, *, iterations: int, starts: int, seed: in
     FloatingPointError
         If a product is not finite.
     """
-    if not 2 <= iterations <= operator.shape[0]:
-        raise ValueError(f"Lanczos iterations must be 2 to the dimension {operator.shape[0]}, got {iterations}")
-    if isinstance(operator, ZeroOperator):
-        weights = torch.full((starts, iterations), 1 / iterations, dtype=torch.float64)
-        return LanczosMeasures(torch.zeros_like(weights), weights)
-    nodes, weights = [], []
-    devices = [operator.device] if operator.device.type == "cuda" else []
+    dimension, device = operator.shape[0], operator.device
+    if not 2 <= iterations <= dimension:
+        raise ValueError(f"Lanczos iterations must be 2 to the dimension {dimension}, got {iterations}")
+    found = []
     for start in range(starts):
-        with torch.random.fork_rng(devices):
-            # a stream of its own: the weights of a network may come from a generator with the same seed
-            torch.manual_seed(int(np.random.SeedSequence((seed, start, 1950)).generate_state(1)[0]))
-            ritz, vectors = fast_lanczos(operator, iterations)
-        if not ritz.isfinite().all():
-            raise FloatingPointError("a product with the Hessian is not finite")
-        nodes.append(ritz.double().cpu())
-        weights.append(vectors[0].double().cpu().square())
-    stacked = torch.stack(weights)
-    return LanczosMeasures(torch.stack(nodes), stacked / stacked.sum(1, keepdim=True))
+        # a stream of its own: the weights of a network may come from a generator with the same seed
+        own = int(np.random.SeedSequence((seed, start, 1950)).generate_state(1)[0])
+        vector = torch.randn(
+            dimension, generator=torch.Generator(device).manual_seed(own), device=device, dtype=operator.dtype
+        )
+        found.append([part.cpu() for part in lanczos(operator, vector, iterations)])
+    nodes, weights = (torch.stack(part) for part in zip(*found, strict=True))
+    return LanczosMeasures(nodes, weights / weights.sum(1, keepdim=True))

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Complex, Float
 
-
-class ConvergenceError(ArithmeticError):
-    """The iteration did not reach its tolerance; the message has the residual."""
+from common.hessian.convergence import ConvergenceError
 
 
 @dataclass(frozen=True)
