@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from common.hessian.spectral_measure import formed_hessian
 from common.li_adaptive.cumulants import (
     correlation_matrix,
     count_cumulants,
@@ -15,6 +14,7 @@ from common.li_adaptive.cumulants import (
     hessian_samples,
     normalized,
 )
+from common.li_adaptive.hinge_hessian import formed_hessian
 from common.li_adaptive.networks import BatchStandardize, initialize, perceptron
 
 
