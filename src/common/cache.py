@@ -1,36 +1,93 @@
 """What took long to make, kept in files that are found again by everything that defines their content.
 
-A result is named by a key. Its canonical JSON, in which a tensor is represented by its SHA-256, is hashed together with
-the sources of the modules that make the result, and the hash is the name of the file: other data, another seed or
-another version of the code are another file. Two processes that ask at once make it once. What is interrupted
-goes on from its last checkpoint, which lies beside.
+A function at the top of a module makes a result from its arguments. Both name it: the canonical JSON of the arguments,
+in which a tensor is represented by its SHA-256, is hashed together with the fingerprint of the function
+(:mod:`common.fingerprint`), and the hash is the name of the file. Other data, another seed, another line of code that
+the function reaches: another file. A comment, or code that it does not reach: the same one. Two processes that ask at
+once make it once. What is interrupted goes on from its last checkpoint, which lies beside.
 
 A training is kept like this:
 
     arguments = {"X": X, "y": y, "W": W, "V": V, "loss": "CE", "steps": 50_000, "lr": 1e-4, "keep": [0, 50_000]}
-    result = TrainingResult(**cached(
-        "dong_hidden", arguments, code=[training],
-        make=lambda checkpoint: vars(train_full_batch(**arguments, progress="CE", checkpoint=checkpoint)),
-    ))
+    result = TrainingResult(**cached(train_full_batch, arguments, progress="CE"))
 """
 
+import contextlib
+import dataclasses
 import hashlib
+import inspect
 import io
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from typing import Protocol, runtime_checkable
 
 import filelock
 import torch
 from torch import Tensor
 
 from common import paths
+from common.fingerprint import fingerprint
 from common.paths import replacing
 
 #: Seconds between two checkpoints: the most that an interruption costs.
 CHECKPOINT_SECONDS = 20.0
+
+
+@runtime_checkable
+class Checkpoint(Protocol):
+    """Where something that takes long leaves its state from time to time, and finds it after an interruption."""
+
+    def load(self) -> dict[str, Tensor] | None:
+        """State of the interrupted making, None if there was none."""
+
+    def offer(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Keep ``state()`` if it is time to."""
+
+
+class MissingError(LookupError):
+    """A result that is not there, and that may not be made now (:func:`listing`, :func:`making_only`)."""
+
+
+class _Policy:
+    """What :func:`cached` does about a result that is not there, and what it has seen."""
+
+    def __init__(self) -> None:
+        #: The only name that may be made; None for any.
+        self.only: str | None = None
+        #: Names that were asked for and are missing; None if they are to be made.
+        self.missing: list[str] | None = None
+        #: Thread-seconds that results took which were found, by their names.
+        self.spared: dict[str, float] = {}
+
+
+_policy = _Policy()
+
+
+@contextlib.contextmanager
+def listing() -> Iterator[list[str]]:
+    """Inside, nothing is made: what is missing is listed by name, and :class:`MissingError` raised in its place."""
+    _policy.missing = []
+    try:
+        yield _policy.missing
+    finally:
+        _policy.missing = None
+
+
+@contextlib.contextmanager
+def making_only(name: str) -> Iterator[None]:
+    """Inside, only the result of this name is made; for others that are missing :class:`MissingError` is raised."""
+    _policy.only = name
+    try:
+        yield
+    finally:
+        _policy.only = None
+
+
+def spared_seconds() -> float:
+    """Thread-seconds that all results together once took that this process has found in the cache."""
+    return sum(_policy.spared.values())
 
 
 def _digest(tensor: Tensor) -> str:
@@ -44,26 +101,36 @@ def _digest(tensor: Tensor) -> str:
 def _as_json(value: object) -> object:
     if isinstance(value, Tensor):
         return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": _digest(value)}
-    raise TypeError(f"a key holds numbers, strings, lists, mappings and tensors; got {type(value).__name__}")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return vars(value)
+    kinds = "numbers, strings, lists, mappings, dataclasses and tensors"
+    raise TypeError(f"a key holds {kinds}; got {type(value).__name__}")
 
 
-def describe(key: Mapping[str, object], code: Sequence[ModuleType]) -> str:
-    """Canonical JSON of a key and of the sources it depends on.
+def describe(make: Callable, arguments: Mapping[str, object]) -> str:
+    """Canonical JSON of the arguments of a function and of the code that it reaches.
 
     Raises
     ------
     TypeError
-        If something in the key is neither JSON nor a tensor.
+        If an argument is neither JSON nor a dataclass nor a tensor.
+    FingerprintError
+        If the function does not stand at the top of a module of ``common``.
     """
-    sources = {module.__name__: hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in code}
-    return json.dumps({"key": dict(key), "code": sources}, sort_keys=True, allow_nan=False, default=_as_json)
+    content = {"make": name_of(make), "code": fingerprint(make), "arguments": dict(arguments)}
+    return json.dumps(content, sort_keys=True, allow_nan=False, default=_as_json)
 
 
-def _write(path: Path, description: str, tensors: Mapping[str, Tensor]) -> None:
+def name_of(make: Callable) -> str:
+    """Name of the folder of what a function makes: where it stands, ``"wu_dissecting.training.train"``."""
+    return f"{make.__module__}.{make.__qualname__}".removeprefix("common.")
+
+
+def _write(path: Path, description: str, tensors: Mapping[str, Tensor], seconds: float) -> None:
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}  # not what they are views of
     content = io.BytesIO()  # torch.save into a file answers a full disk with a RuntimeError of its own
     digests = {name: _digest(tensor) for name, tensor in tensors.items()}
-    torch.save({"description": description, "digests": digests, "tensors": tensors}, content)
+    torch.save({"description": description, "digests": digests, "tensors": tensors, "seconds": seconds}, content)
     try:
         with replacing(path) as temporary:
             temporary.write_bytes(content.getbuffer())
@@ -71,8 +138,8 @@ def _write(path: Path, description: str, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(error.errno, f"{error.strerror}: cannot keep {path.parent.name}/{path.name}") from error
 
 
-def _read(path: Path, description: str) -> dict[str, Tensor] | None:
-    """Tensors of a file, None where there is none; a damaged one is named, set aside and taken for none."""
+def _read(path: Path, description: str) -> tuple[dict[str, Tensor], float] | None:
+    """Tensors of a file and what they took, None where there is none; a damaged one is named, set aside, and none."""
     if not path.exists():
         return None
     try:
@@ -81,7 +148,7 @@ def _read(path: Path, description: str) -> dict[str, Tensor] | None:
             raise ValueError("it describes something else")
         if {name: _digest(tensor) for name, tensor in content["tensors"].items()} != content["digests"]:
             raise ValueError("its content does not have the SHA-256 it should have")
-        return content["tensors"]
+        return content["tensors"], content["seconds"]
     except OSError:
         raise
     except Exception as error:  # whatever a damaged file makes the unpickler do
@@ -95,44 +162,47 @@ def _read(path: Path, description: str) -> dict[str, Tensor] | None:
 
 
 class PartialFile:
-    """The checkpoint of a result in the making, beside the file that it will have."""
+    """The checkpoint of a result in the making, beside the file that it will have; its seconds are this thread's."""
 
     def __init__(self, path: Path, description: str):
         self.path = path
         self._description = description
         self._last = time.monotonic()
+        self._before = 0.0
+        self._began = time.thread_time()
+
+    @property
+    def seconds(self) -> float:
+        """Thread-seconds spent so far, those before an interruption included."""
+        return self._before + time.thread_time() - self._began
 
     def load(self) -> dict[str, Tensor] | None:
         """State of the interrupted making, None if there was none."""
-        return _read(self.path, self._description)
+        found = _read(self.path, self._description)
+        if found is None:
+            return None
+        state, self._before = found
+        return state
 
-    def offer(self, state: Callable[[], dict[str, Tensor]]) -> None:
+    def offer(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
         """Write ``state()`` if the last time is :data:`CHECKPOINT_SECONDS` ago."""
         if time.monotonic() - self._last >= CHECKPOINT_SECONDS:
-            _write(self.path, self._description, state())
+            _write(self.path, self._description, state(), self.seconds)
             self._last = time.monotonic()
 
 
-def cached(
-    kind: str,
-    key: Mapping[str, object],
-    make: Callable[[PartialFile], Mapping[str, Tensor]],
-    *,
-    code: Sequence[ModuleType],
-) -> dict[str, Tensor]:
-    """The tensors that ``make`` gives, from their file if they were made before.
+def cached(make: Callable, arguments: Mapping[str, object], **unkeyed: object) -> dict[str, Tensor]:
+    """The tensors that ``make(**arguments)`` gives, from their file if they were made before.
 
     Parameters
     ----------
-    kind
-        Name of the folder below :data:`common.paths.CACHE`.
-    key
-        Everything that defines the result: sizes, seeds, hyperparameters, and the data as tensors.
     make
-        Makes the result. It is handed the checkpoint in which to leave its state on the way (a
-        :class:`common.dong_quantifying.full_batch.Checkpoint`), and may ignore it.
-    code
-        The modules whose sources define the result as well.
+        A function at the top of a module of ``common``. It gives tensors by name, as a mapping or a dataclass. If it
+        has a parameter ``checkpoint``, it is handed a :class:`Checkpoint` in which to leave its state on the way.
+    arguments
+        Everything that defines the result: sizes, seeds, hyperparameters as JSON or dataclasses, data as tensors.
+    unkeyed
+        Arguments that change nothing in the result, such as the words that tell of its progress.
 
     Returns
     -------
@@ -142,25 +212,41 @@ def cached(
     Raises
     ------
     TypeError
-        If something in the key is neither JSON nor a tensor.
+        If an argument is neither JSON nor a dataclass nor a tensor.
+    FingerprintError
+        If the function does not stand at the top of a module of ``common``.
+    MissingError
+        Inside of :func:`listing` and :func:`making_only`.
     OSError
         If the disk is full; the files that were there are whole, and the last checkpoint is among them.
     """
-    description = describe(key, code)
-    path = paths.CACHE / kind / f"{hashlib.sha256(description.encode()).hexdigest()}.pt"
+    description = describe(make, arguments)
+    path = paths.CACHE / name_of(make) / f"{hashlib.sha256(description.encode()).hexdigest()}.pt"
+    name = f"{path.parent.name}/{path.stem}"
+    may_not = _policy.missing is not None or _policy.only not in (None, name)
+    if may_not and not path.exists():
+        if _policy.missing is not None:
+            _policy.missing.append(name)
+        raise MissingError(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path.with_suffix(".lock"))
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout:
-        print(f"another process is making {kind}/{path.name}: waiting for it", flush=True)
+        print(f"another process is making {name}: waiting for it", flush=True)
         lock.acquire()
     try:
-        result = _read(path, description)
+        found = _read(path, description)
         partial = PartialFile(path.with_suffix(".partial.pt"), description)
-        if result is None:
-            result = {name: tensor.detach().cpu() for name, tensor in make(partial).items()}
-            _write(path, description, result)
+        if found is None:
+            if "checkpoint" in inspect.signature(make).parameters:
+                unkeyed["checkpoint"] = partial
+            made = make(**arguments, **unkeyed)
+            made = vars(made) if dataclasses.is_dataclass(made) else made
+            result = {key: tensor.detach().cpu() for key, tensor in made.items()}
+            _write(path, description, result, partial.seconds)
+        else:
+            result, _policy.spared[name] = found
         partial.path.unlink(missing_ok=True)
         return result
     finally:

@@ -5,7 +5,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from common.cache import PartialFile
-from common.li_adaptive.data import BinaryData, shift_and_flip, zero_against_rest
+from common.li_adaptive.data import shift_and_flip, zero_against_rest
 from common.li_adaptive.networks import BatchStandardize, affine_layers, initialize, lenet, perceptron, vgg
 from common.li_adaptive.training import HingeLoss, train_sgd
 
@@ -96,7 +96,7 @@ def small_problem():
     y = torch.sign(x[:, 0] + 0.3 * x[:, 1])
     network = perceptron([5, 8, 8])
     initialize(network, "fan-in", generator, scale=2.0)
-    return network, BinaryData(x, y, None)
+    return network, (x, y)
 
 
 ARGUMENTS = {"epochs": 6, "batch_size": 16, "lr": 0.1, "decay": {3: 0.02}, "momentum": 0.9, "keep": [0, 2, 6],
@@ -117,7 +117,7 @@ def test_training_is_that_of_torch():
         generator = GENERATOR().manual_seed(3 * 100_003 + epoch)
         for rows in torch.randperm(70, generator=generator).split(16):
             optimizer.zero_grad()
-            HingeLoss()(other(data.x[rows]), data.y[rows]).backward()
+            HingeLoss()(other(data[0][rows]), data[1][rows]).backward()
             optimizer.step()
     torch.testing.assert_close(result.parameters[-1], parameters_to_vector(other.parameters()).detach())
     assert result.risk[-1, 0] < result.risk[0, 0]

@@ -5,15 +5,17 @@ import torch
 
 from common import paths
 from common.data import images
-from common.wu_dissecting import networks as classifiers
-from common.wu_dissecting import table10 as bounding
-from common.wu_dissecting.pac_bayes import METHODS, ORDER
-from common.wu_dissecting.table10 import COLUMNS, DATA, FRESH, labelled, of_parameters
+from common.wu_dissecting import networks, table10
+from common.wu_dissecting.pac_bayes.bound import Confidence
+from common.wu_dissecting.pac_bayes.optimize import METHODS, ORDER, Schedule
+from common.wu_dissecting.table10 import COLUMNS, DATA, FRESH, bounds_of_networks, labelled
 
+SCHEDULE = Schedule(
+    epochs=2, lr=0.001, lr_spread=0.03, decay_every=1, hessian_every=1, hessian_samples=50, batch_size=64
+)
 TINY = {
-    "networks": ["T-6", "R-5^2_10"], "learned": ["T-6"], "members": 2, "seed": 0, "samples": 300, "sgd_epochs": 1,
-    "epochs": 2, "lr": 0.001, "lr_spread": 0.03, "decay_every": 1, "hessian_every": 1, "hessian_samples": 50,
-    "batch_size": 64, "draws": 500, "delta": 0.025, "delta_sampling": 0.01, "b": 100.0, "c": 0.1,
+    "seeds": [0, 1], "samples": 300, "sgd_epochs": 1, "schedule": SCHEDULE, "draws": 500,
+    "confidence": Confidence(0.025, 0.01, 100.0, 0.1),
 }  # fmt: skip
 
 
@@ -44,16 +46,16 @@ def test_what_must_be_independent_has_streams_of_its_own():
     for k, stream in enumerate(streams):
         assert not any(torch.equal(stream, other) for other in streams[:k])
     assert max(ORDER, DATA, FRESH) + 10**6 < 2**32
-    network = classifiers.classifier("F-20", (784, 1, 1), 2)
-    classifiers.truncated_gaussian(network, torch.Generator().manual_seed(0))
+    network = networks.classifier("F-20", (784, 1, 1), 2)
+    networks.truncated_gaussian(network, torch.Generator().manual_seed(0))
     y = labelled("R-20", 400, 0).y.double()
     W = network.get_submodule("fc1").weight.detach().flatten()[:400].double()
     assert abs(float(torch.corrcoef(torch.stack([W, y]))[0, 1])) < 0.2
     assert not torch.equal(torch.randint(2, (400,), generator=torch.Generator().manual_seed(0)).double(), y)
 
 
-def test_pieces_are_what_the_notebook_reads(monkeypatch):
-    results = of_parameters(TINY)
+def test_all_bounds_of_all_networks_are_made_once(monkeypatch):
+    results = bounds_of_networks(["T-6", "R-5^2_10"], ["T-6"], **TINY)
     assert list(results["T-6"][0]) == list(METHODS)
     assert list(results["R-5^2_10"][1]) == [method for method in METHODS if method != "LEARNED"]
     first = results["T-6"][0]["ITER"]
@@ -63,16 +65,9 @@ def test_pieces_are_what_the_notebook_reads(monkeypatch):
     there = first["rank"].isfinite()
     assert (first["variance"][there] > 0).all() and (first["curvature"][0][there[0]].diff() <= 1e-12).all()
     assert float(results["T-6"][1]["ITER"]["kl"]) != float(first["kl"])
-    monkeypatch.setattr(bounding, "tighten", None)
-    monkeypatch.setattr(bounding, "train_ensemble", None)
-    again = of_parameters(TINY)
+    monkeypatch.setattr(table10, "tighten", None)
+    monkeypatch.setattr("common.wu_dissecting.training.train_ensemble", None)
+    again = bounds_of_networks(["T-6", "R-5^2_10"], ["T-6"], **TINY)
     assert float(again["R-5^2_10"][1]["BASE"]["bound"]) == float(results["R-5^2_10"][1]["BASE"]["bound"])
     with pytest.raises(ValueError, match="unknown methods"):
-        bounding.stochastic("T-6", ["BEST"], seed=0, samples=300, sgd_epochs=1, schedule=None, draws=1, confidence=None)
-
-
-def test_pieces_are_made_without_jupyter(capsys, monkeypatch):
-    resolve = bounding.make_pieces.__globals__["resolve_parameters"]
-    monkeypatch.setitem(bounding.make_pieces.__globals__, "resolve_parameters", lambda *a: resolve(*a) | TINY)
-    assert bounding.main(["table10_pac_bayes", "--scale", "quick"]) == 0
-    assert "all is made" in capsys.readouterr().out
+        table10.stochastic("T-6", ["BEST"], seed=0, **{k: v for k, v in TINY.items() if k != "seeds"})

@@ -5,8 +5,7 @@ import torch
 
 from common import paths
 from common.hessian.layer import layer_hessian
-from common.wu_dissecting import trained as dissecting
-from common.wu_dissecting import training as ensembles
+from common.wu_dissecting import trained, training
 from common.wu_dissecting.eigenspaces import overlap
 from common.wu_dissecting.trained import dissected, dissected_rows, of_all_schemes
 
@@ -23,13 +22,13 @@ def empty_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def trainings(monkeypatch):
     """Seeds of the networks that are trained and not found."""
-    seeds, train = [], dissecting.train_ensemble
+    seeds, train = [], training.train_ensemble
 
     def counted(*arguments, **options):
         seeds.append(list(options["seeds"]))
         return train(*arguments, **options)
 
-    monkeypatch.setattr(dissecting, "train_ensemble", counted)
+    monkeypatch.setattr(training, "train_ensemble", counted)
     return seeds
 
 
@@ -66,7 +65,7 @@ def test_eigenpairs_are_kept(monkeypatch):
     full = case.full_eigenpairs(0, 40, 50)
     assert full["true"].shape == full["overlap"].shape == (21,)  # of all outputs
     assert (full["overlap"] <= 1 + 1e-5).all() and full["overlap"][0] > 0.5
-    monkeypatch.setattr(dissecting, "layer_hessian", None)
+    monkeypatch.setattr(trained, "layer_hessian", None)
     assert torch.equal(case.eigenpairs(1, "fc2", 40, 7).vectors, found.vectors)
     assert torch.equal(case.full_eigenpairs(0, 40, 50)["true"], full["true"])
 
@@ -83,14 +82,15 @@ def test_overlaps_of_all_layers_of_a_large_network(monkeypatch):
         H = case.hessian(1, layer, 20)
         torch.testing.assert_close(found[layer]["tau"][1], H.output_basis[0], atol=1e-5, rtol=1e-3)
         torch.testing.assert_close(found[layer]["gamma"][1], H.input_basis[0], atol=1e-5, rtol=1e-3)
-    monkeypatch.setattr(dissecting, "layer_hessians", None)
+    monkeypatch.setattr(trained, "layer_hessians", None)
     assert torch.equal(case.overlaps(20, 1.5)["conv2"]["tau"], found["conv2"]["tau"])
 
 
 def test_rows_of_large_networks_have_their_own_sizes_and_none_without_its_data(trainings, monkeypatch):
-    monkeypatch.setattr(dissecting.images, "available", lambda data: False)
-    rows, same = ["VGG11-W3 CIFAR-10", "VGG11-W3 CIFAR-100", "ResNet18-W2 CIFAR-10"], {"members": 2, "seed": 3}
-    found = dict(dissected_rows(rows, [2, 2, 1], [20, 20, 30], **same))
+    monkeypatch.setattr(trained.images, "available", lambda data: False)
+    rows = ["VGG11-W3 CIFAR-10", "VGG11-W3 CIFAR-100", "ResNet18-W2 CIFAR-10"]
+    same = {"members": 2, "seed": 3, "scheme": "default"}
+    found = dissected_rows(rows, [2, 2, 1], [20, 20, 30], **same)
     assert list(found) == [rows[0], rows[2]]
     assert [len(case.y) for case in found.values()] == [20, 30]
     assert [case.ensemble.epochs.tolist() for case in found.values()] == [[2], [1]]
@@ -99,9 +99,9 @@ def test_rows_of_large_networks_have_their_own_sizes_and_none_without_its_data(t
     alone = found[rows[2]].hessian(1, "sc-conv1", 10)
     torch.testing.assert_close(layers["sc-conv1"].input_basis[0], alone.input_basis[0])
     with pytest.raises(ValueError, match="not as in"):
-        next(dissected_rows(["VGG11"], [1], [20], **same))
+        dissected_rows(["VGG11"], [1], [20], **same)
     with pytest.raises(ValueError, match="1 networks, 2 numbers of epochs, 1 of samples"):
-        next(dissected_rows(rows[:1], [1, 2], [20], **same))
+        dissected_rows(rows[:1], [1, 2], [20], **same)
 
 
 def test_schemes_have_networks_of_their_own(trainings):
@@ -119,16 +119,10 @@ def test_schemes_have_networks_of_their_own(trainings):
 def test_a_trained_network_is_found_again_at_every_kept_epoch():
     case = dissected("LeNet5-(fc1-7)", "CIFAR-10", members=1, **TINY)
     start, end = case.network(0, 0), case.network(0)
-    reference = dissecting.classifier(case.name, case.X.shape[1:], 10)
-    ensembles.xavier(reference, torch.Generator().manual_seed(3))
+    reference = trained.classifier(case.name, case.X.shape[1:], 10)
+    training.xavier(reference, torch.Generator().manual_seed(3))
     assert torch.equal(start.get_submodule("conv1").weight, reference.get_submodule("conv1").weight)
     assert not torch.equal(end.get_submodule("conv1").weight, reference.get_submodule("conv1").weight)
     H = case.hessian(0, "conv2", 20, epoch=0)
     assert H.shape == (2400, 2400)
     assert overlap(H.input_basis[1][:, :1], H.mean_input[:, None]) > 0.5
-
-
-@pytest.mark.parametrize("notebook", sorted(dissecting.PIECES))
-def test_pieces_are_made_without_jupyter_and_are_what_the_notebook_reads(notebook, capsys):
-    assert dissecting.main([notebook, "--scale", "quick"]) == 0
-    assert "all is made" in capsys.readouterr().out

@@ -1,14 +1,12 @@
 """Ensembles against torch's own training of each network alone; the networks by their names."""
 
-import threading
-import time
 
 import pytest
 import torch
 
 from common.cache import PartialFile
 from common.wu_dissecting.networks import classifier, layer_names, truncated_gaussian, xavier
-from common.wu_dissecting.training import Scheme, side_by_side, train_ensemble
+from common.wu_dissecting.training import Scheme, train_ensemble
 
 SCHEME = Scheme(lr=0.1, batch_size=16)
 SHAPES = {"F-9-7": (6, 1, 1), "F-9-7-BN": (6, 1, 1), "LeNet5-(fc1-9)": (1, 28, 28), "LeNet5-BN": (1, 28, 28)}
@@ -47,13 +45,13 @@ def test_every_member_is_trained_as_torch_trains_it_alone(name, scheme):
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(network(X[rows]), y[rows]).backward()
                 optimizer.step()
-        found.load(same, member)
+        same.load_state_dict(found.state(member))
         for key, expected in network.state_dict().items():
             torch.testing.assert_close(same.state_dict()[key], expected, atol=2e-5, rtol=1e-3)
         loss = torch.nn.functional.cross_entropy(network.eval()(X), y)
         torch.testing.assert_close(found.loss[-1, member], loss.detach(), atol=1e-5, rtol=1e-3)
     with pytest.raises(ValueError, match="not kept"):
-        found.load(same, 0, epoch=2)
+        found.state(0, epoch=2)
 
 
 @pytest.mark.parametrize(("name", "scheme"), [("F-9-7-BN", SCHEME), ("LeNet5-(fc1-9)", Scheme(0.1, 0.9, 1e-2, 16))])
@@ -146,24 +144,3 @@ def test_the_gaussian_initialization_of_dziugaite_and_roy():
     assert W.abs().max() <= 0.08
     assert float(W.std()) == pytest.approx(0.04 * 0.8796, rel=0.01)  # a standard normal cut at 2 has this deviation
     assert (network.get_submodule("fc1").bias == 0.1).all() and (network.get_submodule("fc2").bias == 0).all()
-
-
-def test_tasks_side_by_side_keep_their_order_and_do_not_wait_when_interrupted():
-    barrier, waiting = threading.Barrier(2, timeout=20), threading.Event()
-
-    def square(k):
-        barrier.wait()  # never met by one thread alone
-        return k * k
-
-    assert side_by_side(square, [3, 1, 2, 5], torch.device("cpu")) == [9, 1, 4, 25]
-
-    def fails(k):
-        if k == 0:
-            raise KeyboardInterrupt
-        waiting.wait(20)
-
-    begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        side_by_side(fails, [0, 1, 2], torch.device("cpu"))
-    assert time.monotonic() - begin < 10
-    waiting.set()

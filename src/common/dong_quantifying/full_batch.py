@@ -20,13 +20,16 @@ m × C: of all layouts the one in which these products, m wide, run fastest.
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from common.cache import Checkpoint, cached
+from common.devices import side_by_side
 
 LOSSES = ("CE", "MSE")
 #: β₁, β₂ and ε of Adam (Kingma and Ba, Algorithm 1), the values that torch takes as well.
@@ -35,17 +38,6 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 CHUNK_CPU, CHUNK_GPU = 2**18, 2**28
 #: Powers of 2 up to this size and their sums neither overflow nor lose a digit, in float32 either.
 SAFE_EXPONENT = 80.0
-
-
-@runtime_checkable
-class Checkpoint(Protocol):
-    """Where a training leaves its state from time to time, and finds it after an interruption."""
-
-    def load(self) -> dict[str, Tensor] | None:
-        """State of the interrupted training, None if there was none."""
-
-    def offer(self, state: Callable[[], dict[str, Tensor]]) -> None:
-        """Keep ``state()`` if it is time to."""
 
 
 @dataclass(frozen=True)
@@ -158,21 +150,35 @@ class _FullBatch:
         return math.log(2) * (self.normalizer.log2() + self.shift).mean() - (self.Vt * B).sum()
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread inside: what a training gives then depends on no setting outside it.
+class _OneThread:
+    """One BLAS thread while any training runs: what one gives depends on no setting, nor on what runs beside it.
 
     Probabilities below 1e-38 count as zero: such numbers are many in a trained network, and a product with them takes
     five times as long.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(threads)
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._threads = threading.Lock(), 0, 1
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._running == 0:
+                self._threads = torch.get_num_threads()
+            self._running += 1
+            torch.set_num_threads(1)  # of this thread of Python
+            torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(False)
+            with self._lock:
+                self._running -= 1
+                if self._running == 0:
+                    torch.set_num_threads(self._threads)
+
+
+_one_thread = _OneThread()
 
 
 def _check(X: Tensor, y: Tensor, W: Tensor, V: Tensor, loss: str, steps: int, lr: float, keep: Sequence[int]) -> None:
@@ -346,3 +352,14 @@ def gradient_descent(
         leaves = [p.requires_grad_() for p in at]
         at = tuple((p - lr * g).detach() for p, g in zip(at, torch.autograd.grad(loss(*leaves), leaves), strict=True))
     return at
+
+
+def trained(trainings: Sequence[dict[str, object]]) -> list[TrainingResult]:
+    """Trainings by the arguments of :func:`train_full_batch`, two at a time on a CPU, each kept in a file.
+
+    Raises
+    ------
+    ValueError
+        As :func:`train_full_batch`.
+    """
+    return side_by_side(lambda arguments: TrainingResult(**cached(train_full_batch, arguments)), trainings)

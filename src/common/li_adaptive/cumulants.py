@@ -28,6 +28,9 @@ from torch.nn import functional
 from common.li_adaptive.networks import BatchStandardize, affine_layers
 from common.li_adaptive.training import HingeLoss, outputs
 
+#: Thresholds of Table 2 by the order of the cumulants, and N_b, the rows and columns of a random sub-matrix.
+THRESHOLDS = {2: 0.4, 3: 0.4, 4: 1.0}
+SUBMATRIX = {2: 100, 3: 10, 4: 10}
 #: How moments are normalized. "pearson": about the mean, divided by sample standard deviations. "uncentred": about
 #: zero, divided by root mean squares. "unit": about zero, not divided, for variables known to have variance 1.
 CONVENTIONS = ("pearson", "uncentred", "unit")

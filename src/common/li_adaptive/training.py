@@ -1,5 +1,7 @@
 """Mini-batch training of a network with one output under the hinge loss, as Li, App G, trains."""
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,9 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from common.dong_quantifying.full_batch import Checkpoint
-from common.li_adaptive.data import BinaryData
+from common.cache import Checkpoint
+from common.devices import default_device
+from common.hessian.modes import evaluating
+from common.li_adaptive.data import shift_and_flip
+from common.li_adaptive.networks import initialize, lenet, vgg
 
+#: Images (n, channels, height, width) and labels ±1 (n,).
+Images = tuple[Tensor, Tensor]
 #: Images that pass through a network at once where no gradient is needed.
 EVALUATED_AT_ONCE = 512
 
@@ -52,19 +59,19 @@ class SGDResult:
 @torch.no_grad()
 def outputs(network: nn.Module, x: Tensor) -> Float[Tensor, " n"]:
     """T(x) for many images, dropout off; batches as large as memory allows, since BN looks at the batch."""
-    network.eval()
-    return torch.cat([network(part) for part in x.split(EVALUATED_AT_ONCE)])
+    with evaluating(network):
+        return torch.cat([network(part) for part in x.split(EVALUATED_AT_ONCE)])
 
 
-def _evaluate(network: nn.Module, data: BinaryData) -> tuple[float, float]:
-    margin = data.y * outputs(network, data.x)
+def _evaluate(network: nn.Module, images: Images) -> tuple[float, float]:
+    margin = images[1] * outputs(network, images[0])
     return float(torch.relu(1 - margin).mean()), float((margin > 0).float().mean())
 
 
 def train_sgd(
     network: nn.Module,
-    train: BinaryData,
-    test: BinaryData,
+    train: Images,
+    test: Images,
     *,
     epochs: int,
     batch_size: int,
@@ -82,7 +89,9 @@ def train_sgd(
     Parameters
     ----------
     network
-        Trained in place, on the device where it lies, to which the data belong as well.
+        Where to start, on the device to which the data belong as well; left as it is.
+    train, test
+        Images and labels.
     epochs, batch_size
         Passes through the training images, in a new order each time, and images a step; the last step of an epoch has
         what is left.
@@ -111,17 +120,19 @@ def train_sgd(
     if batch_size < 1 or not lr > 0:
         raise ValueError(f"batch size and learning rate must be positive, got {batch_size} and {lr}")
     kept_at = sorted(set(keep))
-    device = train.x.device
-    theta = parameters_to_vector(network.parameters()).detach()
+    network = copy.deepcopy(network)
+    loss, parameters = HingeLoss(), list(network.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+    theta = parameters_to_vector(parameters).detach()
     state = {
-        "epoch": torch.tensor(0), "theta": theta, "velocity": torch.zeros_like(theta),
-        "kept": theta.new_zeros(len(kept_at), len(theta)), "risk": torch.zeros(epochs + 1, 2),
-        "accuracy": torch.zeros(epochs + 1, 2),
+        "epoch": torch.tensor(0), "theta": theta, "kept": theta.new_zeros(len(kept_at), len(theta)),
+        "risk": torch.zeros(epochs + 1, 2), "accuracy": torch.zeros(epochs + 1, 2),
     }  # fmt: skip
     if checkpoint is not None and (found := checkpoint.load()) is not None:
-        state = {name: tensor.to(state[name].device) for name, tensor in found.items()}
-    loss = HingeLoss()
-    parameters = list(network.parameters())
+        state = {name: found[name].to(tensor.device) for name, tensor in state.items()}
+        buffers = {k: {"momentum_buffer": v} for k, v in _velocity(found)}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": buffers})
+    x, y = train
     for epoch in range(int(state["epoch"]), epochs + 1):
         vector_to_parameters(state["theta"].clone(), parameters)
         (state["risk"][epoch, 0], state["accuracy"][epoch, 0]) = _evaluate(network, train)
@@ -135,26 +146,88 @@ def train_sgd(
             print(f"{progress}: epoch {epoch} of {epochs}, risk {risk:.4g}, test accuracy {accuracy:.4f}", flush=True)
         if epoch == epochs:
             break
-        # One seed an epoch: an interrupted training goes on with the same random numbers.
-        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-        torch.manual_seed(seed * 100_003 + epoch)
-        rate = lr
-        for start, value in sorted(decay.items()):
-            rate = value if epoch >= start else rate
-        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=momentum)
-        if momentum > 0 and epoch > 0:
-            for p, v in zip(parameters, state["velocity"].split([p.numel() for p in parameters]), strict=True):
-                optimizer.state[p]["momentum_buffer"] = v.view_as(p).clone()
+        optimizer.param_groups[0]["lr"] = [lr, *(rate for start, rate in sorted(decay.items()) if epoch >= start)][-1]
         network.train()
-        for rows in torch.randperm(len(train.y), generator=generator).to(device).split(batch_size):
-            x = train.x[rows] if augment is None else augment(train.x[rows], generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss(network(x), train.y[rows]).backward()
-            optimizer.step()
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            # One seed an epoch: an interrupted training goes on with the same random numbers.
+            generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+            torch.manual_seed(seed * 100_003 + epoch)  # dropout draws from torch's own generator
+            for rows in torch.randperm(len(y), generator=generator).to(x.device).split(batch_size):
+                batch = x[rows] if augment is None else augment(x[rows], generator)
+                optimizer.zero_grad(set_to_none=True)
+                loss(network(batch), y[rows]).backward()
+                optimizer.step()
         state["theta"] = parameters_to_vector(parameters).detach()
-        if momentum > 0:
-            state["velocity"] = torch.cat([optimizer.state[p]["momentum_buffer"].flatten() for p in parameters])
         state["epoch"].fill_(epoch + 1)
         if checkpoint is not None:
-            checkpoint.offer(lambda: state)
+            checkpoint.offer(lambda: state | _velocities(optimizer))
     return SGDResult(torch.tensor(kept_at), state["kept"], state["risk"], state["accuracy"])
+
+
+def _velocities(optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    kept = optimizer.state_dict()["state"].items()
+    return {f"velocity:{k}": v["momentum_buffer"] for k, v in kept if v.get("momentum_buffer") is not None}
+
+
+def _velocity(state: Mapping[str, Tensor]) -> list[tuple[int, Tensor]]:
+    return [(int(name.partition(":")[2]), v) for name, v in state.items() if name.startswith("velocity:")]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What App G says of one training; epochs as shares of all of them, so that a shorter one has the same shape."""
+
+    data: str
+    build: Callable[[float], nn.Sequential]
+    initialization: tuple[str, float]
+    lr: float
+    decay: dict[float, float]
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None
+
+
+RECIPES = {
+    "LeNet": Recipe("MNIST", lambda width: lenet(), ("uniform", 1.0), 0.01, {0.6: 0.001}, None),
+    "VGG": Recipe(
+        "CIFAR-10", lambda width: vgg(width=width), ("normal", 1e-4), 0.05, {2 / 3: 0.005, 5 / 6: 0.0005},
+        shift_and_flip,
+    ),
+}  # fmt: skip
+BATCH_SIZE, MOMENTUM = 64, 0.9
+
+
+def train_recipe(
+    name: str, width: float, x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, epochs: int, keep: Sequence[int],
+    seed: int, *, progress: str = "", checkpoint: Checkpoint | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """:func:`train_sgd` of the LeNet of G.2 or the VGG of G.3, on the GPU if there is one.
+
+    Parameters
+    ----------
+    name
+        ``"LeNet"`` or ``"VGG"``.
+    width
+        Factor of the VGG's numbers of channels.
+    x, y, test_x, test_y
+        Images and labels ±1.
+
+    Returns
+    -------
+    dict
+        The fields of :class:`SGDResult`, and ``on_gpu`` ().
+
+    Raises
+    ------
+    ValueError, FloatingPointError
+        As :func:`train_sgd`.
+    """
+    recipe, device = RECIPES[name], default_device()
+    network = recipe.build(width)
+    kind, scale = recipe.initialization
+    initialize(network, kind, torch.Generator().manual_seed(seed), scale=scale)
+    found = train_sgd(
+        network.to(device), (x.to(device), y.to(device)), (test_x.to(device), test_y.to(device)), epochs=epochs,
+        batch_size=BATCH_SIZE, lr=recipe.lr, momentum=MOMENTUM, keep=keep, seed=seed, augment=recipe.augment,
+        decay={math.ceil(share * epochs): rate for share, rate in recipe.decay.items()}, progress=progress,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+    return {**vars(found), "on_gpu": torch.tensor(device.type == "cuda")}

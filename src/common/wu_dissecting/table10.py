@@ -1,15 +1,7 @@
-"""The stochastic networks of Wu et al. (2022), App H, their bounds computed once and kept.
-
-The optimizations of 2000 epochs can be made beforehand on a machine with a GPU and without Jupyter, piece by piece,
-
-    python -m common.wu_dissecting.table10 table10_pac_bayes --scale paper --minutes 9
-
-and again until it says that all is made (:mod:`common.pipeline.pieces`).
-"""
+"""The stochastic networks of Wu et al. (2022), App H, their bounds computed once and kept."""
 
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,17 +11,13 @@ from torch import Tensor
 
 from common.cache import Checkpoint, cached
 from common.data import DataSource, images
-from common.hessian import layer as kronecker
-from common.pipeline.pieces import default_device, make_pieces
-from common.wu_dissecting import networks as classifiers
-from common.wu_dissecting import training as ensembles
-from common.wu_dissecting.networks import classifier, truncated_gaussian
-from common.wu_dissecting.pac_bayes import bases, bound, optimize, posterior
+from common.devices import default_device, side_by_side
+from common.wu_dissecting.networks import classifier
 from common.wu_dissecting.pac_bayes.bases import Weights
 from common.wu_dissecting.pac_bayes.bound import Confidence
 from common.wu_dissecting.pac_bayes.optimize import METHODS, Schedule, tighten
 from common.wu_dissecting.pac_bayes.posterior import binned_by_rank, bounds, count_errors, spread_along_curvature
-from common.wu_dissecting.training import Ensemble, side_by_side, train_ensemble
+from common.wu_dissecting.training import Ensemble, Scheme, train_classifiers
 
 #: Added to the seed of the samples and labels, on which w₀ may not depend, and of the final draws, with which Q may not
 #: have been optimized. A CPU's generator looks at 32 bits of a seed only; those of the optimization are far below.
@@ -84,24 +72,18 @@ def labelled(name: str, samples: int, seed: int) -> Labelled:
 def trained(name: str, data: Labelled, *, epochs: int, seed: int) -> tuple[Weights, Weights, float]:
     """Weights after SGD and before, of a network of Table 10, and its test error; kept in a file."""
     network = "F-" + _NAME.fullmatch(name)[2]
-    shape, device = (data.X.shape[1], 1, 1), default_device()
-    kept = cached(
-        "wu_deterministic", {"name": name, "X": data.X, "y": data.y, "epochs": epochs, "seed": seed},
-        code=[classifiers, ensembles],
-        make=lambda checkpoint: train_ensemble(
-            lambda: classifier(network, shape, data.classes), data.X.to(device)[:, :, None, None], data.y.to(device),
-            seeds=[seed], epochs=epochs, keep=[0], initialize=truncated_gaussian, progress=f"{name}, {seed}",
-            checkpoint=checkpoint,
-        ).tensors(),
-    )  # fmt: skip
-    states = Ensemble.of_tensors(kept).states
-    layers = range(1, 1 + len(states) // 2)
+    key = {
+        "name": network, "classes": data.classes, "X": data.X[:, :, None, None], "y": data.y, "seeds": [seed],
+        "epochs": epochs, "scheme": Scheme(), "keep": [0], "initialization": "truncated gaussian",
+    }  # fmt: skip
+    kept = Ensemble.of_tensors(cached(train_classifiers, key, progress=f"{name}, {seed}"))
+    layers, states = range(1, 1 + len(kept.states) // 2), kept.states
     last, first = (
         [torch.cat([states[f"fc{k}.weight"][at, 0], states[f"fc{k}.bias"][at, 0, :, None]], 1) for k in layers]
         for at in (-1, 0)
     )
-    found = classifier(network, shape, data.classes)
-    Ensemble.of_tensors(kept).load(found, 0)
+    found = classifier(network, (data.X.shape[1], 1, 1), data.classes)
+    found.load_state_dict(kept.state(0))
     with torch.no_grad():
         wrong = found(data.X_test).argmax(1) != data.y_test
     return last, first, float(wrong.float().mean())
@@ -109,6 +91,46 @@ def trained(name: str, data: Labelled, *, epochs: int, seed: int) -> tuple[Weigh
 
 #: What is kept of a bound: the fields of :class:`Bound`, the errors of network and posterior on the test samples.
 COLUMNS = ("bound", "error", "error_bound", "kl", "j", "half_log_prior", "test_error", "stochastic_test_error")
+
+
+def tightened(
+    methods: Sequence[str], weights: Weights, prior_weights: Weights, X: Tensor, y: Tensor, X_test: Tensor,
+    y_test: Tensor, test_error: float, seed: int, schedule: Schedule, draws: int, confidence: Confidence, *,
+    progress: str = "", checkpoint: Checkpoint | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The bounds of one network by several methods that are optimized together.
+
+    Parameters
+    ----------
+    weights, prior_weights
+        Where the posterior starts, and the centre of the prior.
+    draws
+        For the estimate of the stochastic error; as many as that, at most 100,000, on the test samples.
+
+    Returns
+    -------
+    dict
+        What :func:`stochastic` says, as ``"method:column"``.
+    """
+    device, tested = default_device(), min(draws, 100_000)
+    start, prior = ([w.to(device) for w in ws] for ws in (weights, prior_weights))
+    X, y, X_test, y_test = (tensor.to(device) for tensor in (X, y, X_test, y_test))
+    q = tighten(
+        start, prior, X, y, [METHODS[method] for method in methods], schedule=schedule, confidence=confidence,
+        seed=seed, progress=progress, checkpoint=checkpoint,
+    )  # fmt: skip
+    rows = bounds(q, X, y, draws=draws, seed=FRESH + seed, confidence=confidence)
+    wrong = count_errors(q, X_test, y_test, tested, FRESH + seed)
+    result = {}
+    for e, method in enumerate(methods):
+        values = {**vars(rows[e]), "test_error": test_error, "stochastic_test_error": wrong[e] / tested}
+        result |= {f"{method}:{column}": torch.tensor(float(values[column])) for column in COLUMNS}
+        curves = spread_along_curvature(q, e, X[: schedule.hessian_samples])
+        correlations = [float(stats.spearmanr(*curve).statistic) for curve in curves]
+        result[f"{method}:correlation"] = torch.tensor(correlations)
+        binned = [binned_by_rank(*curve) for curve in curves]
+        result |= {f"{method}:{key}": torch.stack([one[key] for one in binned]) for key in binned[0]}
+    return result
 
 
 def stochastic(
@@ -126,7 +148,7 @@ def stochastic(
     seed
         Of the draw of samples, initialization, trainings and draws of networks.
     draws
-        For the estimate of the stochastic error; as many as that, at most 100,000, on the test samples.
+        As :func:`tightened`.
 
     Returns
     -------
@@ -144,79 +166,50 @@ def stochastic(
         raise ValueError(f"unknown methods {unknown}; known are {list(METHODS)}")
     data = labelled(name, samples, seed)
     weights, prior_weights, test_error = trained(name, data, epochs=sgd_epochs, seed=seed)
-    device, tested = default_device(), min(draws, 100_000)
-
-    def make(checkpoint: Checkpoint) -> dict[str, Tensor]:
-        start, prior = ([w.to(device) for w in ws] for ws in (weights, prior_weights))
-        X, y, X_test, y_test = (tensor.to(device) for tensor in data[:4])
-        q = tighten(
-            start, prior, X, y, [METHODS[method] for method in methods], schedule=schedule, confidence=confidence,
-            seed=seed, progress=f"{name}, {seed}, {', '.join(methods)}", checkpoint=checkpoint,
-        )  # fmt: skip
-        rows = bounds(q, X, y, draws=draws, seed=FRESH + seed, confidence=confidence)
-        wrong = count_errors(q, X_test, y_test, tested, FRESH + seed)
-        result = {}
-        for e, method in enumerate(methods):
-            values = {**vars(rows[e]), "test_error": test_error, "stochastic_test_error": wrong[e] / tested}
-            result |= {f"{method}:{column}": torch.tensor(float(values[column])) for column in COLUMNS}
-            curves = spread_along_curvature(q, e, X[: schedule.hessian_samples])
-            correlations = [float(stats.spearmanr(*curve).statistic) for curve in curves]
-            result[f"{method}:correlation"] = torch.tensor(correlations)
-            binned = [binned_by_rank(*curve) for curve in curves]
-            result |= {f"{method}:{key}": torch.stack([one[key] for one in binned]) for key in binned[0]}
-        return result
-
     key = {
-        "name": name, "weights": list(weights), "prior": list(prior_weights), "X": data.X, "y": data.y,
-        "X_test": data.X_test, "y_test": data.y_test, "methods": methods, "seed": seed, "final_seed": FRESH + seed,
-        "schedule": vars(schedule), "draws": draws, "tested": tested, "confidence": vars(confidence),
+        "methods": list(methods), "weights": weights, "prior_weights": prior_weights, "X": data.X, "y": data.y,
+        "X_test": data.X_test, "y_test": data.y_test, "test_error": test_error, "seed": seed, "schedule": schedule,
+        "draws": draws, "confidence": confidence,
     }  # fmt: skip
-    kept = cached("wu_bounds", key, code=[kronecker, bases, bound, optimize, posterior], make=make)
+    kept = cached(tightened, key, progress=f"{name}, {seed}, {', '.join(methods)}")
     return {
         method: {k.removeprefix(f"{method}:"): tensor for k, tensor in kept.items() if k.startswith(f"{method}:")}
         for method in methods
     }
 
 
-def of_parameters(p: dict) -> dict[str, list[dict[str, dict[str, Tensor]]]]:
-    """All that the notebook table10_pac_bayes needs, from its parameters: of every network the results of all seeds.
+def bounds_of_networks(
+    networks: Sequence[str], learned: Sequence[str], *, seeds: Sequence[int], **options: object
+) -> dict[str, list[Mapping[str, Mapping[str, Tensor]]]]:
+    """Of every network what :func:`stochastic` gives for each seed, by all methods; two tasks at once on a CPU.
 
     All methods of a network that stay in orthogonal bases are one batch.
+
+    Parameters
+    ----------
+    learned
+        The networks that get a learned basis too.
+    options
+        What :func:`stochastic` takes besides.
     """
-    schedule = Schedule(**{key: p[key] for key in vars(Schedule())})
-    options = {
-        "samples": p["samples"], "sgd_epochs": p["sgd_epochs"], "schedule": schedule, "draws": p["draws"],
-        "confidence": Confidence(p["delta"], p["delta_sampling"], p["b"], p["c"]),
-    }  # fmt: skip
-    seeds = [p["seed"] + k for k in range(p["members"])]
 
     def groups(name: str) -> list[list[str]]:
-        mixed = [method for method in METHODS if METHODS[method].mixed and name in p["learned"]]
+        mixed = [method for method in METHODS if METHODS[method].mixed and name in learned]
         return [group for group in ([m for m in METHODS if not METHODS[m].mixed], mixed) if group]
 
     def train(network: tuple[str, int]) -> None:
         name, seed = network
-        trained(name, labelled(name, p["samples"], seed), epochs=p["sgd_epochs"], seed=seed)
+        trained(name, labelled(name, options["samples"], seed), epochs=options["sgd_epochs"], seed=seed)
 
     def optimize(task: tuple[str, int, list[str]]) -> dict[str, dict[str, Tensor]]:
         name, seed, methods = task
         return stochastic(name, methods, seed=seed, **options)
 
-    networks = [(name, seed) for name in p["networks"] for seed in seeds]
-    tasks = [(name, seed, group) for name, seed in networks for group in groups(name)]
-    side_by_side(train, networks, default_device())
-    results = side_by_side(optimize, tasks, default_device())
-    found: dict[str, list[dict]] = {name: [{} for _ in seeds] for name in p["networks"]}
+    pairs = [(name, seed) for name in networks for seed in seeds]
+    tasks = [(name, seed, group) for name, seed in pairs for group in groups(name)]
+    side_by_side(train, pairs)
+    results = side_by_side(optimize, tasks)
+    found: dict[str, list[dict]] = {name: [{} for _ in seeds] for name in networks}
     for (name, seed, _), result in zip(tasks, results, strict=True):
         found[name][seeds.index(seed)] |= result
     return found
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make what a notebook needs; 0 when all is made, 3 when time ran out before."""
-    pieces = {"table10_pac_bayes": (of_parameters,)}
-    return make_pieces("wu_dissecting", pieces, arguments, program="common.wu_dissecting.table10", doc=__doc__ or "")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,21 +5,17 @@ connected networks take their steps together, as batched matrix products. Convol
 convolution sixteen LeNets cost 2.7 times as much on a CPU.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.dong_quantifying.full_batch import Checkpoint
-from common.wu_dissecting.networks import xavier
+from common.cache import Checkpoint
+from common.devices import default_device
+from common.wu_dissecting.networks import classifier, truncated_gaussian, xavier
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 #: Samples that pass through a network at once where no gradient is needed.
 EVALUATED_AT_ONCE = 2000
 
@@ -47,19 +43,16 @@ class Ensemble:
     loss, accuracy
         (K, E) mean cross-entropy and share of right answers on the training samples, batch norm with its running
         statistics.
-    seconds
-        (1,) that the training took.
     """
 
     epochs: Int[Tensor, " K"]
     states: dict[str, Tensor]
     loss: Float[Tensor, "K E"]
     accuracy: Float[Tensor, "K E"]
-    seconds: Float[Tensor, "1"]
 
     def tensors(self) -> dict[str, Tensor]:
         """What is kept in a file."""
-        fields = {name: getattr(self, name) for name in ("epochs", "loss", "accuracy", "seconds")}
+        fields = {name: getattr(self, name) for name in ("epochs", "loss", "accuracy")}
         return fields | {f"state:{name}": tensor for name, tensor in self.states.items()}
 
     @classmethod
@@ -70,13 +63,13 @@ class Ensemble:
 
     @classmethod
     def joined(cls, parts: Sequence["Ensemble"]) -> "Ensemble":
-        """The members of several ensembles with the same kept epochs; seconds add up."""
+        """The members of several ensembles with the same kept epochs."""
         states = {name: torch.cat([part.states[name] for part in parts], 1) for name in parts[0].states}
         loss, accuracy = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("loss", "accuracy"))
-        return cls(parts[0].epochs, states, loss, accuracy, sum(part.seconds for part in parts))
+        return cls(parts[0].epochs, states, loss, accuracy)
 
-    def load(self, network: nn.Module, member: int, epoch: int | None = None) -> None:
-        """Make ``network`` that member after ``epoch`` epochs, the last kept ones by default.
+    def state(self, member: int, epoch: int | None = None) -> dict[str, Tensor]:
+        """Parameters and running statistics of a member after ``epoch`` epochs, the last kept ones by default.
 
         Raises
         ------
@@ -87,7 +80,7 @@ class Ensemble:
         if epoch is not None and epoch not in kept:
             raise ValueError(f"epoch {epoch} was not kept; there are {kept}")
         place = -1 if epoch is None else kept.index(epoch)
-        network.load_state_dict({name: tensor[place, member] for name, tensor in self.states.items()})
+        return {name: tensor[place, member] for name, tensor in self.states.items()}
 
 
 class _Together:
@@ -146,7 +139,7 @@ class _Together:
     def velocity(self) -> dict[str, Tensor]:
         return {}
 
-    def restore(self, state: dict[str, Tensor], velocity: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor], velocity: Mapping[str, Tensor]) -> None:
         self.state = {name: tensor.to(self.X.device) for name, tensor in state.items()}
 
 
@@ -174,18 +167,24 @@ class _InTurn:
         return {name: torch.stack([d[name] for d in dicts]).contiguous() for name in dicts[0]}
 
     def velocity(self) -> dict[str, Tensor]:
-        names = [name for name, _ in self.networks[0].named_parameters()]
-        buffers = [[o.state[p].get("momentum_buffer") for p in o.param_groups[0]["params"]] for o in self.optimizers]
-        if buffers[0][0] is None:
-            return {}
-        return {name: torch.stack([b[k] for b in buffers]) for k, name in enumerate(names)}
+        """Momentum buffers of the optimizers by member and parameter; empty without momentum and before any step."""
+        states = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
+        return {
+            f"{member}:{key}": kept["momentum_buffer"]
+            for member, state in enumerate(states)
+            for key, kept in state.items()
+            if kept.get("momentum_buffer") is not None
+        }
 
-    def restore(self, state: dict[str, Tensor], velocity: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor], velocity: Mapping[str, Tensor]) -> None:
         for member, (network, optimizer) in enumerate(zip(self.networks, self.optimizers, strict=True)):
             network.load_state_dict({name: tensor[member] for name, tensor in state.items()})
-            for name, parameter in network.named_parameters():
-                if name in velocity:
-                    optimizer.state[parameter]["momentum_buffer"] = velocity[name][member].to(parameter.device).clone()
+            buffers = {
+                int(name.partition(":")[2]): {"momentum_buffer": buffer}
+                for name, buffer in velocity.items()
+                if name.startswith(f"{member}:")
+            }
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": buffers})
 
 
 def train_ensemble(
@@ -206,7 +205,7 @@ def train_ensemble(
     keep
         Epochs to keep besides the last.
     progress
-        If not empty, this word and the time are printed ten times.
+        If not empty, this word and the epoch are printed ten times.
     checkpoint
         Where to leave the state, and to take it up; the result does not depend on an interruption.
     initialize
@@ -233,14 +232,12 @@ def train_ensemble(
     plain = scheme.momentum == 0 and scheme.weight_decay == 0
     trainer = (_Together if dense and plain else _InTurn)(networks, X, y, scheme)
     states: dict[str, list[Tensor]] = {name: [] for name in trainer.now()}
-    loss, accuracy, start, spent = torch.zeros(len(kept_at), len(seeds)), torch.zeros(len(kept_at), len(seeds)), 0, 0.0
+    loss, accuracy, start = torch.zeros(len(kept_at), len(seeds)), torch.zeros(len(kept_at), len(seeds)), 0
     if checkpoint is not None and (found := checkpoint.load()) is not None:
         groups = {part: _group(found, part) for part in ("now", "velocity", "kept")}
         trainer.restore(groups["now"], groups["velocity"])
         states = {name: list(tensor) for name, tensor in groups["kept"].items()} or states
-        loss, accuracy = found["loss"], found["accuracy"]
-        start, spent = int(found["epoch"]), float(found["seconds"])
-    begin = time.monotonic() - spent
+        loss, accuracy, start = found["loss"], found["accuracy"], int(found["epoch"])
     evaluated = build().to(X.device).eval()
     for epoch in range(start, epochs + 1):
         if epoch in kept_at:
@@ -253,12 +250,10 @@ def train_ensemble(
             for name, tensor in now.items():
                 states[name].append(tensor.detach().cpu().clone())
             if progress:
-                print(
-                    f"{progress}: after {epoch} epochs loss {loss[place].mean():.4f}, accuracy "
-                    f"{accuracy[place].mean():.4f}, {time.monotonic() - begin:.0f} s", flush=True,
-                )  # fmt: skip
+                means = loss[place].mean(), accuracy[place].mean()
+                print(f"{progress}: after {epoch} epochs loss {means[0]:.4f}, accuracy {means[1]:.4f}", flush=True)
         elif progress and epoch % max(1, epochs // 10) == 0:
-            print(f"{progress}: {epoch} of {epochs} epochs, {time.monotonic() - begin:.0f} s", flush=True)
+            print(f"{progress}: {epoch} of {epochs} epochs", flush=True)
         if epoch == epochs:
             break
         # One seed an epoch: an interrupted training goes on with the same orders.
@@ -267,20 +262,18 @@ def train_ensemble(
         for rows in order.split(scheme.batch_size, 1):
             trainer.step(rows)
         if checkpoint is not None:
-            checkpoint.offer(lambda epoch=epoch: _state(trainer, states, loss, accuracy, epoch + 1, begin))
+            checkpoint.offer(lambda epoch=epoch: _state(trainer, states, loss, accuracy, epoch + 1))
     stacked = {name: torch.stack(tensors) for name, tensors in states.items()}
-    return Ensemble(torch.tensor(kept_at), stacked, loss, accuracy, torch.tensor([time.monotonic() - begin]))
+    return Ensemble(torch.tensor(kept_at), stacked, loss, accuracy)
 
 
 def _state(
-    trainer: _Together | _InTurn, states: dict[str, list[Tensor]], loss: Tensor, accuracy: Tensor, epoch: int,
-    begin: float,
-) -> dict[str, Tensor]:  # fmt: skip
+    trainer: _Together | _InTurn, states: dict[str, list[Tensor]], loss: Tensor, accuracy: Tensor, epoch: int
+) -> dict[str, Tensor]:
     parts = {"now": trainer.now(), "velocity": trainer.velocity()}
     parts["kept"] = {name: torch.stack(tensors) for name, tensors in states.items() if tensors}
     flat = {f"{part}:{name}": tensor for part, group in parts.items() for name, tensor in group.items()}
-    seconds = torch.tensor(time.monotonic() - begin)
-    return flat | {"loss": loss, "accuracy": accuracy, "epoch": torch.tensor(epoch), "seconds": seconds}
+    return flat | {"loss": loss, "accuracy": accuracy, "epoch": torch.tensor(epoch)}
 
 
 def _group(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -293,15 +286,33 @@ def _evaluate(network: nn.Module, X: Tensor, y: Tensor) -> tuple[float, float]:
     return float(nn.functional.cross_entropy(logits, y)), float((logits.argmax(1) == y).float().mean())
 
 
-def side_by_side(function: Callable[[Task], Result], tasks: Sequence[Task], device: torch.device) -> list[Result]:
-    """The results of independent tasks: on a CPU two at once, each in a thread, on a GPU in turn.
+def train_classifiers(
+    name: str, classes: int, X: Float[Tensor, "N *shape"], y: Int[Tensor, " N"], seeds: Sequence[int], epochs: int,
+    scheme: Scheme, keep: Sequence[int], initialization: str, *, progress: str = "",
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """:func:`train_ensemble` of networks by name, on the GPU if there is one; what :meth:`Ensemble.tensors` gives.
 
-    An interruption does not wait for tasks that run, but the end of the process does.
+    Parameters
+    ----------
+    name, classes
+        As :func:`~common.wu_dissecting.networks.classifier` takes them.
+    initialization
+        ``"xavier"`` or ``"truncated gaussian"``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network or initialization, or as :func:`train_ensemble`.
+    FloatingPointError
+        If a loss stops being finite.
     """
-    if device.type != "cpu":
-        return [function(task) for task in tasks]
-    pool = ThreadPoolExecutor(2)
-    try:
-        return list(pool.map(function, tasks))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    kinds = {"xavier": xavier, "truncated gaussian": truncated_gaussian}
+    if initialization not in kinds:
+        raise ValueError(f"unknown initialization {initialization!r}; known are {list(kinds)}")
+    device = default_device()
+    trained = train_ensemble(
+        lambda: classifier(name, X.shape[1:], classes), X.to(device), y.to(device), seeds=seeds, epochs=epochs,
+        scheme=scheme, keep=keep, progress=progress, checkpoint=checkpoint, initialize=kinds[initialization],
+    )  # fmt: skip
+    return trained.tensors()
