@@ -48,7 +48,7 @@ class ClusteredData(NamedTuple):
     source: DataSource
 
 
-def _require_positive(**sizes: int) -> None:
+def _require_positive(**sizes: object) -> None:
     """Refuse, by name, a size that is not a positive whole number."""
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
