@@ -5,7 +5,8 @@ another one if it names it, or takes it as an attribute of an imported module; w
 modules of ``common`` are followed; of other packages the locked versions count. Statements at the top of a reached
 module that bind no name, such as a switch of torch, count too.
 
-Definitions enter as syntax trees, without comments, docstrings and formatting: nothing becomes out of date by them.
+Definitions enter as syntax trees, without comments, docstrings, formatting and the annotations of functions: nothing
+becomes out of date by them.
 What could be missed is what no name leads to, a function found by a string, say; a test runs all that is kept and
 watches that nothing runs that is not counted.
 """
@@ -23,8 +24,10 @@ from common import paths
 
 #: The packages whose versions enter: those that compute.
 COMPUTING = ("curvlinops-for-pytorch", "numpy", "scikit-learn", "scipy", "torch", "torchvision")
-#: Parts of syntax trees that differ between versions of Python, or say nothing.
+#: Parts of syntax trees that differ between versions of Python, or compute nothing.
 _SILENT = {"ctx", "kind", "type_comment", "type_params", "type_ignores"}
+#: Annotations of functions; those of a dataclass's fields are part of it.
+_ANNOTATIONS = {(ast.arg, "annotation"), (ast.FunctionDef, "returns"), (ast.AsyncFunctionDef, "returns")}
 
 
 class FingerprintError(ValueError):
@@ -43,15 +46,33 @@ def _is_docstring(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
+def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
+    """Parts of a syntax tree that compute."""
+    for name in node._fields:
+        if name not in _SILENT and (type(node), name) not in _ANNOTATIONS:
+            value = getattr(node, name, None)
+            if isinstance(value, list):
+                value = [item for item in value if not _is_docstring(item)]
+            if value is not None and value != []:
+                yield name, value
+
+
 def syntax(node: ast.AST | list | object) -> str:
-    """A syntax tree in one line, the same for all supported versions of Python; docstrings are left out."""
+    """A syntax tree in one line, the same for all supported versions of Python."""
     if isinstance(node, list):
-        return f"[{','.join(syntax(item) for item in node if not _is_docstring(item))}]"
+        return f"[{','.join(map(syntax, node))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = ((name, getattr(node, name, None)) for name in node._fields if name not in _SILENT)
-    present = (f"{name}={syntax(value)}" for name, value in fields if value is not None and value != [])
-    return f"{type(node).__name__}({','.join(present)})"
+    return f"{type(node).__name__}({','.join(f'{name}={syntax(value)}' for name, value in _fields(node))})"
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """A syntax tree and all that is in it and computes."""
+    yield node
+    for _, value in _fields(node):
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, ast.AST):
+                yield from _walk(item)
 
 
 @dataclass(frozen=True)
@@ -118,7 +139,7 @@ def _imported(statement: ast.stmt, name: str) -> list[str]:
     return [dotted for dotted in _origin(statement, name) if dotted.partition(".")[0] == "common"]
 
 
-class _Walk:
+class _Reach:
     """The definitions that have been reached, and how to reach more."""
 
     def __init__(self) -> None:
@@ -127,9 +148,10 @@ class _Walk:
     def follow(self, nodes: Iterable[ast.AST], source: _Source, module: str) -> None:
         """Reach all that a definition names, whose module (or notebook) has the given source."""
         for node in nodes:
-            local = [n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom)]
-            chains = {id(a.value) for a in ast.walk(node) if isinstance(a, ast.Attribute)}
-            for part in ast.walk(node):
+            parts = list(_walk(node))
+            local = [part for part in parts if isinstance(part, ast.Import | ast.ImportFrom)]
+            chains = {id(part.value) for part in parts if isinstance(part, ast.Attribute)}
+            for part in parts:
                 if isinstance(part, ast.Attribute):
                     names = _dotted(part)
                     if names and id(part) not in chains:
@@ -213,14 +235,14 @@ def reached_by(function: Callable) -> set[Definition]:
     source = _load(module) if module.partition(".")[0] == "common" else None
     if source is None or name not in source.bindings:
         raise FingerprintError(f"{module}.{name} is no function at the top of a module of common")
-    walk = _Walk()
+    walk = _Reach()
     walk.definition(module, name)
     return walk.reached
 
 
 def reached_by_code(text: str) -> set[Definition]:
     """Definitions that the code of a notebook reaches, all its cells one after the other."""
-    source, walk = _parse(text), _Walk()
+    source, walk = _parse(text), _Reach()
     walk.follow(ast.parse(text).body, source, "")
     return walk.reached
 
