@@ -24,7 +24,8 @@ from curvlinops import HessianLinearOperator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from common.hessian.closed_form import HiddenLayerHessian, LinearHessian
+from common.hessian.hidden_layer import HiddenLayerHessian
+from common.hessian.linear import LinearHessian
 
 FULL = {"N": 5000, "d": 500, "m": 8, "C": 500}
 REDUCED = {"N": 1000, "d": 100, "m": 8, "C": 100}

@@ -1,26 +1,26 @@
 """Closed-form Hessians against automatic differentiation, curvlinops, and sums over formed blocks."""
 
-import importlib
 import math
-import sys
 
+import curvlinops
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from jaxtyping import TypeCheckError, install_import_hook
 from torch.nn.functional import cross_entropy, one_hot
 
-from common.hessian import closed_form as blocks
-from common.hessian.closed_form import (
-    HiddenLayerHessian,
+from common.hessian.gram import (
     KhatriRao,
-    LinearHessian,
     squared_gram,
     weighted_block_norms,
     weighted_gram,
     weighted_gram_norms,
-)
+)  # fmt: skip
+from common.hessian.hidden_layer import HiddenLayerHessian
+from common.hessian.image import PooledImage
+from common.hessian.linear import LinearHessian
 
 LOSSES = ("CE", "MSE")
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
@@ -65,15 +65,17 @@ def by_autograd(H):
 
 
 def pooled(H, pixels, pool):
-    """Pool |H| entry by entry."""
-    sizes = [min(n, max(1, round(pixels * n / max(H.shape)))) for n in H.shape]
-    row, column = (torch.arange(n) * size // n for n, size in zip(H.shape, sizes, strict=True))
-    image = torch.empty(sizes, dtype=torch.float64)
-    for r in range(sizes[0]):
-        for c in range(sizes[1]):
-            pixel = H[row == r][:, column == c].abs().double()
-            image[r, c] = pixel.mean() if pool == "mean" else pixel.max()
-    return image
+    """Pool |H| from the formed matrix: parameter r of n belongs to the pixel floor(r · size / n)."""
+    image = H.abs().double().numpy()
+    for axis, n in enumerate(H.shape):
+        size = min(n, max(1, round(pixels * n / max(H.shape))))
+        pixel = np.arange(n) * size // n
+        first = np.searchsorted(pixel, np.arange(size))
+        if pool == "max":
+            image = np.maximum.reduceat(image, first, axis)
+        else:
+            image = np.add.reduceat(image, first, axis) / np.expand_dims(np.bincount(pixel), 1 - axis)
+    return torch.from_numpy(image)
 
 
 def close(actual, expected, tolerance=1e-10):
@@ -93,10 +95,11 @@ def one_thread():
 def memory(request, monkeypatch):
     """Set the bounds on memory so that every way of splitting the work is taken."""
     if request.param == "tiny chunks":
-        monkeypatch.setattr(blocks, "_SAMPLES", 2)
-        monkeypatch.setattr(blocks, "_ENTRIES", 30)
+        monkeypatch.setattr("common.hessian.gram.SAMPLES_AT_ONCE", 2)
+        monkeypatch.setattr("common.hessian.hidden_layer.SAMPLES_AT_ONCE", 2)
+        monkeypatch.setattr("common.hessian.closed_form.ENTRIES_AT_ONCE", 30)
     if request.param == "no Khatri-Rao matrix":
-        monkeypatch.setattr(blocks, "_PRODUCTS", 0)
+        monkeypatch.setattr("common.hessian.gram.LARGEST_PRODUCTS", 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -174,7 +177,6 @@ def test_hidden_matrix_however_the_work_is_split(memory, loss):
 
 
 def test_curvlinops_agrees():
-    curvlinops = pytest.importorskip("curvlinops")
     H = hidden(12, 5, 3, 4, "CE", dead=True)
     model = torch.nn.Sequential(
         torch.nn.Linear(5, 3, bias=False), torch.nn.ReLU(), torch.nn.Linear(3, 4, bias=False)
@@ -255,7 +257,7 @@ def test_block_norms_by_each_of_the_three_ways(N, d, B, monkeypatch):
     X, weights = torch.randn(N, d, dtype=torch.float64), torch.randn(N, B, dtype=torch.float64)
     expected = torch.einsum("nb,ni,nj->bij", weights / N, X, X).square().sum((1, 2))
     close(weighted_block_norms(X, weights), expected)
-    monkeypatch.setattr(blocks, "_GRAM", 0)
+    monkeypatch.setattr("common.hessian.gram.LARGEST_GRAM", 0)
     close(weighted_block_norms(X, weights), expected)
 
 
@@ -304,7 +306,7 @@ def test_the_gradient_of_the_loss_lives_on_the_stripes_alone():
 @pytest.mark.parametrize("pixels", [1, 7, 24, 31, 10**6])
 def test_image_is_the_pooled_matrix(pixels, loss, pool):
     for H in (linear(20, 6, 12, loss), linear(20, 3, 24, loss), linear(4, 300, 2, loss)):
-        close(H.image(pixels, pool), pooled(H.matrix(), pixels, pool) if H.order < 100 else H.image(pixels, pool))
+        close(H.image(pixels, pool), pooled(H.matrix(), pixels, pool))
     H = hidden(20, 7, 3, 11, loss, dead=True)
     matrices = {"full": H.matrix(), "ww": H.ww(), "vv": H.vv(), "wv": H.wv()}
     for part, matrix in matrices.items():
@@ -334,6 +336,16 @@ def test_image_of_a_matrix_too_large_to_form():
 X, W, V, Y = torch.ones(4, 3), torch.ones(2, 3), torch.ones(5, 2), torch.zeros(4, dtype=torch.long)
 
 
+@pytest.fixture
+def unchecked():
+    """What annotations refuse where they are checked, as in tests, functions refuse by hand elsewhere."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -359,6 +371,7 @@ def test_bad_input_is_named_in_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_requests_are_named():
     with pytest.raises(ValueError, match="V has 2 columns but the samples have 3 features"):
         LinearHessian(X, V, "CE")
@@ -377,27 +390,28 @@ def test_bad_requests_are_named():
         H.squared_norms("wv")
 
 
-def test_weights_in_training_are_left_alone():
-    weights = V.clone().requires_grad_()
-    H = HiddenLayerHessian(X, W, weights, Y, "CE")
-    assert not H.matrix().requires_grad and weights.requires_grad
-
-
-def test_annotated_shapes_hold(monkeypatch):
-    """The module with the shapes and types of its signatures checked at every call."""
-    monkeypatch.delitem(sys.modules, blocks.__name__)
-    monkeypatch.setattr(sys.modules["common.hessian"], "blocks", blocks)  # put back at the end
-    with install_import_hook(blocks.__name__, "beartype.beartype"):
-        checked = importlib.import_module(blocks.__name__)
+def test_what_is_given_is_left_as_it_is():
+    given = [part.clone() for part in (X, W, V, Y)]
+    weights = given[2].requires_grad_()
     for loss in LOSSES:
-        plain = hidden(6, 3, 2, 4, loss)
-        H = checked.HiddenLayerHessian(plain.X, plain.W, plain.V, plain.y, loss)
-        close(H.matrix(), plain.matrix())
-        close(H.tile(slice(2), slice(3, 12)), plain.matrix()[:2, 3:12])
-        close(H.image(5, "wv"), plain.image(5, "wv"))
-        for part in ("ww", "vv"):
-            close(H.squared_norms(part), plain.squared_norms(part))
-            assert H.mean_squared_norms(part) == plain.mean_squared_norms(part)
-        close(H.output_layer.image(5), plain.image(5, "vv"))
-    with pytest.raises(TypeCheckError):
-        checked.weighted_gram(torch.ones(4, 3), torch.ones(2))
+        H = HiddenLayerHessian(*given, loss)
+        assert not H.matrix().requires_grad and weights.requires_grad
+        H.image(5)
+        H.image(5, "wv", "max")
+        H.tile(slice(None), slice(None))
+        H.squared_norms("ww"), H.squared_norms("vv"), H.stripe_energy()
+        assert all(torch.equal(part, original) for part, original in zip(given, (X, W, V, Y), strict=True))
+        assert torch.equal(H.matrix(), HiddenLayerHessian(X, W, V, Y, loss).matrix())
+    values, image = -torch.ones(2, 2), PooledImage(2, 2, 2, "mean", torch.device("cpu"))
+    image.add(slice(0, 2), slice(0, 2), values)
+    assert (values == -1).all()
+
+
+def test_probabilities_are_those_of_activations_before_they_are_rounded():
+    exact = hidden(50, 30, 20, 5, "CE", scale=10.0)
+    H = HiddenLayerHessian(exact.X.float(), exact.W.float(), exact.V.float(), exact.y, "CE")
+    p = ((H.X.double() @ H.W.double().T).relu() @ H.V.double().T).softmax(1)
+    close(H.output_layer.p, p, 1e-13)
+    rounded = LinearHessian(H.output_layer.X, H.V, "CE").p
+    assert (rounded - p).abs().max() > 1e-7
+    close(LinearHessian(H.output_layer.X, H.V, "CE", probabilities=p).matrix(), H.vv())

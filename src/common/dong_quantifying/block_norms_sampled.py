@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.hessian.closed_form import squared_gram, weighted_gram_norms
+from common.hessian.gram import squared_gram, weighted_gram_norms
 
 
 def _checked_counts(class_counts: Sequence[int]) -> list[int]:

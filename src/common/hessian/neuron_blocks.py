@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from common.hessian.closed_form import Loss, weighted_block_norms
+from common.hessian.closed_form import LossName
+from common.hessian.gram import weighted_block_norms
 
 
 def neuron_block_norms(
-    weights: Sequence[Float[Tensor, "out in"]], X: Float[Tensor, "N d"], loss: Loss, layer: int, neurons: int
+    weights: Sequence[Float[Tensor, "out in"]], X: Float[Tensor, "N d"], loss: LossName, layer: int, neurons: int
 ) -> Float[Tensor, "k k"]:
     """Squared Frobenius norms of the blocks of one layer's Hessian that belong to pairs of its first neurons.
 

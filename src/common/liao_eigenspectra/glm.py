@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from common.data.synthetic import gaussian_features
-from common.hessian.closed_form import weighted_gram
+from common.hessian.gram import weighted_gram
 
 #: A loss of responses and predictions, elementwise and differentiable twice in the second by torch.
 Loss = Callable[[Tensor, Tensor], Tensor]
