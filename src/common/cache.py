@@ -47,17 +47,17 @@ class Checkpoint(Protocol):
 
 
 class MissingError(LookupError):
-    """A result that is not there, and that may not be made now (:func:`listing`, :func:`making_only`)."""
+    """A result that is not there, and that may not be made now (:func:`making_only`)."""
 
 
 class _Policy:
     """What :func:`cached` does about a result that is not there, and what it has seen."""
 
     def __init__(self) -> None:
-        #: The only name that may be made; None for any.
-        self.only: str | None = None
-        #: Names that were asked for and are missing; None if they are to be made.
-        self.missing: list[str] | None = None
+        #: The names that may be made; None for any.
+        self.allowed: frozenset[str] | None = None
+        #: Names that were asked for, were missing, and were not made.
+        self.missing: list[str] = []
         #: Thread-seconds that results took which were found, by their names.
         self.spared: dict[str, float] = {}
 
@@ -66,23 +66,20 @@ _policy = _Policy()
 
 
 @contextlib.contextmanager
-def listing() -> Iterator[list[str]]:
-    """Inside, nothing is made: what is missing is listed by name, and :class:`MissingError` raised in its place."""
-    _policy.missing = []
+def making_only(*names: str) -> Iterator[list[str]]:
+    """Inside, only results of these names are made; for others that are missing :class:`MissingError` is raised.
+
+    Yields
+    ------
+    list of str
+        The names of those others, as they are asked for.
+    """
+    before = _policy.allowed, _policy.missing
+    _policy.allowed, _policy.missing = frozenset(names), []
     try:
         yield _policy.missing
     finally:
-        _policy.missing = None
-
-
-@contextlib.contextmanager
-def making_only(name: str) -> Iterator[None]:
-    """Inside, only the result of this name is made; for others that are missing :class:`MissingError` is raised."""
-    _policy.only = name
-    try:
-        yield
-    finally:
-        _policy.only = None
+        _policy.allowed, _policy.missing = before
 
 
 def spared_seconds() -> float:
@@ -216,18 +213,16 @@ def cached(make: Callable, arguments: Mapping[str, object], **unkeyed: object) -
     FingerprintError
         If the function does not stand at the top of a module of ``common``.
     MissingError
-        Inside of :func:`listing` and :func:`making_only`.
+        Inside of :func:`making_only`.
     OSError
         If the disk is full; the files that were there are whole, and the last checkpoint is among them.
     """
     description = describe(make, arguments)
     path = paths.CACHE / name_of(make) / f"{hashlib.sha256(description.encode()).hexdigest()}.pt"
     name = f"{path.parent.name}/{path.stem}"
-    may_not = _policy.missing is not None or _policy.only not in (None, name)
-    if may_not and not path.exists():
-        if _policy.missing is not None:
-            _policy.missing.append(name)
-        raise MissingError(name)
+    if _policy.allowed is not None and name not in _policy.allowed and not path.exists():
+        _policy.missing.append(name)
+        raise MissingError(f"{name} is not in the cache, and may not be made now")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path.with_suffix(".lock"))
     try:

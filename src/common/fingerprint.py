@@ -75,6 +75,11 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
                 yield from _walk(item)
 
 
+def _is_main(node: ast.stmt) -> bool:
+    """Whether a statement is the part of a module that runs only as a command."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
 @dataclass(frozen=True)
 class _Source:
     """A module or a notebook: statements by the names that they bind, and those that bind none."""
@@ -106,11 +111,12 @@ def _parse(text: str) -> _Source:
         names = set(_bound(statement))
         for name in names:
             bindings.setdefault(name, []).append(statement)
-        if not names and not _is_docstring(statement):
+        if not (names or _is_docstring(statement) or _is_main(statement)):
             effects.append(statement)
     return _Source(bindings, effects)
 
 
+@lru_cache(maxsize=4096)
 def module_file(name: str) -> Path | None:
     """File of a module of ``common``, None if there is none of that name."""
     base = paths.SOURCE / Path(*name.split("."))
@@ -139,78 +145,88 @@ def _imported(statement: ast.stmt, name: str) -> list[str]:
     return [dotted for dotted in _origin(statement, name) if dotted.partition(".")[0] == "common"]
 
 
-class _Reach:
-    """The definitions that have been reached, and how to reach more."""
+def _packages(dotted: str) -> set[Definition]:
+    """Importing ``common.a.b`` runs the statements that bind no name of that module and of the packages it lies in."""
+    parts = dotted.split(".")
+    modules = (".".join(parts[:size]) for size in range(1, len(parts) + 1))
+    return {Definition(module, "") for module in modules if module_file(module) is not None}
 
-    def __init__(self) -> None:
-        self.reached: set[Definition] = set()
 
-    def follow(self, nodes: Iterable[ast.AST], source: _Source, module: str) -> None:
-        """Reach all that a definition names, whose module (or notebook) has the given source."""
-        for node in nodes:
-            parts = list(_walk(node))
-            local = [part for part in parts if isinstance(part, ast.Import | ast.ImportFrom)]
-            chains = {id(part.value) for part in parts if isinstance(part, ast.Attribute)}
-            for part in parts:
-                if isinstance(part, ast.Attribute):
-                    names = _dotted(part)
-                    if names and id(part) not in chains:
-                        self._name(names, local, source, module)
-                elif isinstance(part, ast.Name) and id(part) not in chains:
-                    self._name([part.id], local, source, module)
-                elif isinstance(part, ast.Import | ast.ImportFrom):
-                    for name in _bound(part):
-                        for dotted in _imported(part, name):
-                            self._packages(dotted)
+def _at(parts: list[str]) -> set[Definition]:
+    """What ``common.a.b.c`` stands for: the longest part of it that is a module, and in there what follows, or all."""
+    for size in range(len(parts), 0, -1):
+        module = ".".join(parts[:size])
+        if module_file(module) is not None:
+            break
+    else:
+        return set()
+    source, found = _load(module), _packages(module)
+    if size == len(parts):  # the module itself is handed about: anything in it may be used
+        return found | {Definition(module, name) for name in source.bindings}
+    return found | {Definition(module, parts[size])} if parts[size] in source.bindings else found
 
-    def _name(self, names: list[str], local: list[ast.stmt], source: _Source, module: str) -> None:
-        for statement in [*local, *source.bindings.get(names[0], ())]:
-            if isinstance(statement, ast.Import | ast.ImportFrom):
-                for dotted in _imported(statement, names[0]):
-                    self._dotted([*dotted.split("."), *names[1:]])
-        if module and names[0] in source.bindings:
-            self.definition(module, names[0])
 
-    def _dotted(self, parts: list[str]) -> None:
-        """Reach ``common.a.b.c``: the longest part of it that is a module, and in there what follows, or all."""
-        for size in range(len(parts), 0, -1):
-            module = ".".join(parts[:size])
-            if module_file(module) is not None:
-                break
-        else:
-            return
-        self._packages(module)
-        source = _load(module)
-        if size < len(parts) and parts[size] in source.bindings:
-            self.definition(module, parts[size])
-        elif size == len(parts):  # the module itself is handed about: anything in it may be used
-            for name in source.bindings:
-                self.definition(module, name)
-
-    def _packages(self, dotted: str) -> None:
-        """Importing a module runs the statements of the packages that it lies in, and its own."""
-        parts = dotted.split(".")
-        for size in range(1, len(parts) + 1):
-            module = ".".join(parts[:size])
-            here = Definition(module, "")
-            if here in self.reached or (source := _load(module)) is None:
+def _named(nodes: Iterable[ast.AST], source: _Source, module: str) -> set[Definition]:
+    """What statements name, of a module or (without a name) of a notebook with the given source."""
+    found: set[Definition] = set()
+    for node in nodes:
+        parts = list(_walk(node))
+        local = [part for part in parts if isinstance(part, ast.Import | ast.ImportFrom)]
+        chains = {id(part.value) for part in parts if isinstance(part, ast.Attribute)}
+        for part in parts:
+            if isinstance(part, ast.Import | ast.ImportFrom):
+                for name in _bound(part):
+                    found = found.union(*map(_packages, _imported(part, name)))
                 continue
-            self.reached.add(here)
-            self.follow(source.effects, source, module)
+            names = _dotted(part) if id(part) not in chains else []
+            if not names:
+                continue
+            for statement in [*local, *source.bindings.get(names[0], ())]:
+                for dotted in _imported(statement, names[0]):
+                    found |= _at([*dotted.split("."), *names[1:]])
+            if module and names[0] in source.bindings:
+                found.add(Definition(module, names[0]))
+    return found
 
-    def definition(self, module: str, name: str) -> None:
-        """Reach what is bound to ``name`` at the top of a module."""
-        here, source = Definition(module, name), _load(module)
-        if here in self.reached or source is None:
-            return
-        self.reached.add(here)
-        self._packages(module)
-        statements = source.bindings[name]
+
+#: What definitions reach in one step, and their syntax, as long as no file of the source changes.
+_steps: dict[Definition, set[Definition]] = {}
+_texts: dict[Definition, str] = {}
+_stamp: list[object] = []
+
+
+def _refresh() -> None:
+    """Forget what was read if a file of the source has changed."""
+    files = sorted(paths.SOURCE.glob("common/**/*.py"))
+    stamp = [paths.SOURCE, *((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)]
+    if stamp != _stamp:
+        _steps.clear()
+        _texts.clear()
+        module_file.cache_clear()
+        _stamp[:] = stamp
+
+
+def _step(here: Definition) -> set[Definition]:
+    """What a definition reaches in one step."""
+    if here not in _steps:
+        source, found = _load(here.module), _packages(here.module)
+        statements = source.bindings[here.name] if here.name else source.effects
         for statement in statements:
-            if isinstance(statement, ast.Import | ast.ImportFrom):
-                for dotted in _imported(statement, name):
-                    self._dotted(dotted.split("."))
-        self.follow([s for s in statements if not isinstance(s, ast.Import | ast.ImportFrom)], source, module)
+            for dotted in _imported(statement, here.name):
+                found |= _at(dotted.split("."))
+        kept = [s for s in statements if not isinstance(s, ast.Import | ast.ImportFrom)]
+        _steps[here] = found | _named(kept, source, here.module)
+    return _steps[here]
+
+
+def _closed(start: Iterable[Definition]) -> set[Definition]:
+    """Definitions, and all that they reach in any number of steps."""
+    reached, waiting = set(), set(start)
+    while waiting:
+        here = waiting.pop()
+        reached.add(here)
+        waiting |= _step(here) - reached
+    return reached
 
 
 def _dotted(node: ast.AST) -> list[str]:
@@ -235,26 +251,32 @@ def reached_by(function: Callable) -> set[Definition]:
     source = _load(module) if module.partition(".")[0] == "common" else None
     if source is None or name not in source.bindings:
         raise FingerprintError(f"{module}.{name} is no function at the top of a module of common")
-    walk = _Reach()
-    walk.definition(module, name)
-    return walk.reached
+    _refresh()
+    return _closed([Definition(module, name)])
 
 
 def reached_by_code(text: str) -> set[Definition]:
     """Definitions that the code of a notebook reaches, all its cells one after the other."""
-    source, walk = _parse(text), _Reach()
-    walk.follow(ast.parse(text).body, source, "")
-    return walk.reached
+    _refresh()
+    return _closed(_named(ast.parse(text).body, _parse(text), ""))
+
+
+def _text(here: Definition) -> str:
+    """A definition as it is hashed: its place, and its syntax or what it imports."""
+    if here not in _texts:
+        source = _load(here.module)
+        statements = source.bindings[here.name] if here.name else source.effects
+        trees = [_origin(s, here.name) or syntax(s) for s in statements]
+        _texts[here] = f"{here.module} {here.name} {trees}\0"
+    return _texts[here]
 
 
 def digest(definitions: Iterable[Definition]) -> str:
     """SHA-256 over the syntax of definitions and the locked versions of the packages that compute."""
     sha = hashlib.sha256("\n".join(locked_versions()).encode())
+    _refresh()
     for definition in sorted(definitions):
-        source = _load(definition.module)
-        statements = source.bindings[definition.name] if definition.name else source.effects
-        trees = [_origin(s, definition.name) or syntax(s) for s in statements]
-        sha.update(f"{definition.module} {definition.name} {trees}\0".encode())
+        sha.update(_text(definition).encode())
     return sha.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Uncertainty: intervals of means, of slopes and of ratios, from independent realizations."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -44,20 +45,42 @@ def _extreme(choose: Callable, estimates: Iterable[Estimate]) -> Estimate:
     return choose(values), (choose(lows), choose(highs))
 
 
+def exact(value: float, error: float = 0.0) -> Estimate:
+    """An estimate without statistical uncertainty, known up to ``error``."""
+    return float(value), (float(value) - error, float(value) + error)
+
+
+def spread(values: ArrayLike) -> Estimate:
+    """The first of several values, and the range of all of them: a value and what it is in variants of the run."""
+    values = np.asarray(values, dtype=float)
+    return float(values[0]), (float(values.min()), float(values.max()))
+
+
 def bootstrap(
     statistic: Callable[[np.ndarray], float], samples: ArrayLike, *, seed: int, resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Estimate:  # fmt: skip
-    """A statistic of realizations along the first axis, and its percentile interval over resampled realizations.
+    """A statistic of realizations along the first axis, and its BCa interval (Efron, 1987), by SciPy.
 
     Whole realizations are drawn, so what is correlated inside one stays together.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 realizations.
     """
     samples = np.asarray(samples, dtype=float)
-    rng = np.random.default_rng(seed)
-    values = [statistic(samples[rng.integers(len(samples), size=len(samples))]) for _ in range(resamples)]
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if len(samples) < 2:
+        raise ValueError(f"an interval needs at least 2 realizations, got {len(samples)}")
     value = float(statistic(samples))
-    return value, (float(min(low, value)), float(max(high, value)))
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # all resamples alike: an interval of width 0
+        interval = stats.bootstrap(
+            (np.arange(len(samples)),), lambda rows: statistic(samples[rows]), vectorized=False, method="BCa",
+            n_resamples=resamples, confidence_level=confidence, rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
+    ends = [float(end) for end in interval if np.isfinite(end)]
+    return value, (min([value, *ends]), max([value, *ends]))
 
 
 def log_log_slope(x: Sequence[float], means: ArrayLike) -> float:

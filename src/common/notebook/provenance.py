@@ -1,4 +1,4 @@
-"""What a notebook depends on: its parameters, its code, the modules it reaches, and one hash over all of it.
+"""What a notebook says of itself: its parameters, what the paper has instead, its name, and one hash over all of it.
 
 Nothing here runs a notebook or imports what it imports: everything is read off the source with :mod:`ast`.
 """
@@ -6,48 +6,112 @@ Nothing here runs a notebook or imports what it imports: everything is read off 
 import ast
 import hashlib
 import json
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import paths
+from common.fingerprint import digest, reached_by_code, syntax
+from common.notebook.printed import path_of
 
 #: Types a parameter may have; papermill and YAML can carry each of them.
 PARAMETER_TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
+#: A line of the cell tagged ``parameters``.
+_LINE = re.compile(r"(?P<name>\w+): (?P<type>\w+) = (?P<value>.+?)  # (?P<meaning>.+); paper: (?P<paper>.+)")
 
 
 class ParameterError(ValueError):
     """A parameter that the notebook does not have, or a value of the wrong type."""
 
 
-def code_cells(notebook: Path) -> list[dict]:
-    """Code cells of a notebook, as nbformat 4 dictionaries, in order."""
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    return [cell for cell in cells if cell["cell_type"] == "code"]
+class IdentityError(ValueError):
+    """A notebook that runs under the name of another one, or of none."""
 
 
-def _source(cell: dict) -> str:
-    return "".join(cell["source"])
+@dataclass(frozen=True)
+class Parameter:
+    """A line of the cell tagged ``parameters``.
+
+    Attributes
+    ----------
+    default
+        Its value at the quick scale.
+    paper
+        What the paper has, as the comment says it: a literal such as ``1000``, ``1000 each`` for a list with as many
+        entries as ours, or words.
+    """
+
+    name: str
+    default: object
+    meaning: str
+    paper: str
+
+    def differs(self, value: object) -> str:
+        """Such as ``"epochs: 30 instead of 1000"``; empty if the paper has this value, or none that can be compared."""
+        try:
+            paper = ast.literal_eval(self.paper.removesuffix(" each"))
+        except (ValueError, SyntaxError):
+            return ""
+        if self.paper.endswith(" each") and isinstance(value, list):
+            same = set(value) == {paper}
+        elif isinstance(value, list) != isinstance(paper, list):
+            return ""
+        else:
+            same = value == paper
+        return "" if same else f"{self.name}: {value} instead of {paper}{' each' * self.paper.endswith(' each')}"
 
 
-def parameter_defaults(notebook: Path) -> dict[str, object]:
-    """Parameters of a notebook and their default (quick) values, from the cell tagged ``parameters``.
+def code_cells(content: Mapping, tag: str = "") -> list[str]:
+    """Sources of the code cells of a notebook, as nbformat 4 has it, in order; those with a tag, or all."""
+    cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    return ["".join(c["source"]) for c in cells if not tag or tag in c.get("metadata", {}).get("tags", [])]
+
+
+def read_notebook(notebook: Path) -> dict:
+    """A notebook as nbformat 4 has it."""
+    return json.loads(Path(notebook).read_text(encoding="utf-8"))
+
+
+def committed_notebook(notebook: Path) -> dict | None:
+    """The notebook as the last commit has it; None where that cannot be told."""
+    if not Path(notebook).is_relative_to(paths.ROOT):
+        return None
+    name = f"HEAD:./{Path(notebook).relative_to(paths.ROOT).as_posix()}"
+    try:
+        shown = subprocess.run(["git", "show", name], cwd=paths.ROOT, capture_output=True, check=False)
+        return json.loads(shown.stdout) if shown.returncode == 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def parameters_of(content: Mapping, name: str = "the notebook") -> dict[str, Parameter]:
+    """Parameters of a notebook by name, from the cell tagged ``parameters``.
 
     Raises
     ------
     ParameterError
-        If there is not exactly one such cell, or a line of it is not ``name: type = literal``.
+        If there is not exactly one such cell, or a line of it is not
+        ``name: type = literal  # meaning; paper: value``.
     """
-    tagged = [c for c in code_cells(notebook) if "parameters" in c.get("metadata", {}).get("tags", [])]
+    tagged = code_cells(content, "parameters")
     if len(tagged) != 1:
-        raise ParameterError(f"{notebook}: {len(tagged)} cells are tagged `parameters`; exactly one must be")
-    defaults = {}
-    for node in ast.parse(_source(tagged[0])).body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value):
-            raise ParameterError(f"{notebook}: a parameter line must read `name: type = value`: {ast.unparse(node)}")
-        kind = ast.unparse(node.annotation).partition("[")[0]
-        if kind not in PARAMETER_TYPES:
-            raise ParameterError(f"{notebook}: {node.target.id}: type {kind} is none of {list(PARAMETER_TYPES)}")
-        defaults[node.target.id] = _checked(node.target.id, ast.literal_eval(node.value), PARAMETER_TYPES[kind])
-    return defaults
+        raise ParameterError(f"{name}: {len(tagged)} cells are tagged `parameters`; exactly one must be")
+    found = {}
+    for line in filter(str.strip, tagged[0].splitlines()):
+        parts = _LINE.fullmatch(line.strip())
+        if parts is None:
+            raise ParameterError(f"{name}: a line must read `name: type = value  # meaning; paper: value`: {line}")
+        if parts["type"] not in PARAMETER_TYPES:
+            raise ParameterError(f"{name}: {parts['name']}: type {parts['type']} is none of {list(PARAMETER_TYPES)}")
+        try:
+            value = ast.literal_eval(parts["value"])
+        except (ValueError, SyntaxError):
+            raise ParameterError(f"{name}: {parts['name']} is no plain value: {parts['value']}") from None
+        value = _checked(parts["name"], value, PARAMETER_TYPES[parts["type"]])
+        found[parts["name"]] = Parameter(parts["name"], value, parts["meaning"], parts["paper"])
+    return found
 
 
 def _checked(name: str, value: object, kind: type) -> object:
@@ -58,7 +122,19 @@ def _checked(name: str, value: object, kind: type) -> object:
     return value
 
 
-def resolve_parameters(notebook: Path, overrides: dict[str, object]) -> dict[str, object]:
+def parameter_defaults(notebook: Path) -> dict[str, object]:
+    """Default (quick) values of a notebook's parameters.
+
+    Raises
+    ------
+    ParameterError
+        As :func:`parameters_of`.
+    """
+    found = parameters_of(read_notebook(notebook), Path(notebook).stem)
+    return {name: parameter.default for name, parameter in found.items()}
+
+
+def resolve_parameters(notebook: Path, overrides: Mapping[str, object]) -> dict[str, object]:
     """Defaults of a notebook with ``overrides`` laid over them, names and types checked.
 
     Raises
@@ -75,47 +151,61 @@ def resolve_parameters(notebook: Path, overrides: dict[str, object]) -> dict[str
     return parameters
 
 
-def _imports(code: str) -> set[str]:
-    """Dotted names of the modules of ``common`` that a piece of code may import."""
-    code = "\n".join(line for line in code.splitlines() if not line.lstrip().startswith(("%", "!")))
-    names = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    # Importing a module imports the packages it lies in.
-    packages = {".".join(name.split(".")[:k]) for name in names for k in range(1, name.count(".") + 1)}
-    return {name for name in names | packages if name.split(".")[0] == "common"}
+def _code(content: Mapping) -> str:
+    """The code of all cells, one after the other; lines that speak to IPython are left out."""
+    lines = "\n".join(code_cells(content)).splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
 
 
-def _module_file(name: str) -> Path | None:
-    base = paths.SOURCE / Path(*name.split("."))
-    return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()), None)
+def _calls(content: Mapping, function: str) -> list[list[object]]:
+    """Arguments by position of the calls of a function in a notebook; None for what is no literal."""
+    calls = [node for node in ast.walk(ast.parse(_code(content))) if isinstance(node, ast.Call)]
+    named = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == function]
+    return [[a.value if isinstance(a, ast.Constant) else None for a in call.args] for call in named]
 
 
-def reached_modules(notebook: Path) -> list[Path]:
-    """Files of ``src/common`` that the notebook imports, directly or through others, sorted."""
-    waiting = set().union(*(_imports(_source(cell)) for cell in code_cells(notebook)))
-    seen: set[Path] = set()
-    while waiting:
-        file = _module_file(waiting.pop())
-        if file is not None and file not in seen:
-            seen.add(file)
-            waiting |= _imports(file.read_text(encoding="utf-8"))
-    return sorted(seen)
+def declared_ident(content: Mapping) -> str | None:
+    """The identifier that a notebook gives to ``Run``; None if it does not."""
+    found = [arguments[0] for arguments in _calls(content, "Run") if arguments]
+    return found[0] if found and isinstance(found[0], str) else None
 
 
-def source_hash(notebook: Path, parameters: dict[str, object]) -> str:
-    """SHA-256 over the notebook's code cells, the modules it reaches and its parameters.
+def check_identity(ident: str) -> None:
+    """Refuse a notebook that is not there, or whose identifier is that of another one.
 
-    Markdown, outputs and file times do not enter: what cannot change the result does not change the hash.
+    Raises
+    ------
+    IdentityError
+        In one line, with what is to be done.
     """
-    digest = hashlib.sha256()
-    for cell in code_cells(notebook):
-        digest.update(_source(cell).encode() + b"\0")
-    for file in reached_modules(notebook):
-        digest.update(file.relative_to(paths.SOURCE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    digest.update(json.dumps(parameters, sort_keys=True).encode())
-    return digest.hexdigest()
+    notebook = paths.notebook_path(ident)
+    if not notebook.exists():
+        raise IdentityError(
+            f"there is no notebook {ident}.ipynb: if this one was copied or renamed, write its own path below "
+            "notebooks/ in the first argument of Run"
+        )
+    for other in notebook.parent.glob("*.ipynb"):
+        text = other.read_text(encoding="utf-8")
+        if other != notebook and ident in text and declared_ident(json.loads(text)) == ident:
+            raise IdentityError(
+                f"{other.parent.name}/{other.name} runs under the name of {ident}: write its own, "
+                f"{other.parent.name}/{other.stem}, in the first argument of its Run"
+            )
+
+
+def source_hash(notebook: Path, parameters: Mapping[str, object]) -> str:
+    """SHA-256 over a notebook's code, the definitions that it reaches, its printed tables and its parameters.
+
+    Markdown, outputs, comments, formatting and file times do not enter: what cannot change the result does not change
+    the hash.
+    """
+    content = read_notebook(notebook)
+    code = _code(content)
+    sha = hashlib.sha256(digest(reached_by_code(code)).encode())
+    sha.update(syntax(ast.parse(code)).encode())
+    for arguments in _calls(content, "printed"):
+        if len(arguments) == 2 and all(isinstance(a, str) for a in arguments):
+            table = path_of(*arguments)
+            sha.update(table.read_bytes() if table.is_file() else b"")
+    sha.update(json.dumps(parameters, sort_keys=True).encode())
+    return sha.hexdigest()

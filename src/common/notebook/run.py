@@ -1,13 +1,13 @@
 """One run of a notebook: its parameters, data, numbers, figures and claims, and the record that keeps them."""
 
-import html
+import difflib
 import io
 import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -20,106 +20,36 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
-from common import paths
+from common import cache, paths
 from common.data import DataSource
 from common.notebook import plotting
-from common.notebook.provenance import parameter_defaults, resolve_parameters, source_hash
+from common.notebook.claims import (
+    NOT_REPRODUCED,
+    PAPER_IN_ERROR,
+    REPRODUCED,
+    UNTESTED,
+    Claim,
+    Criterion,
+    Table,
+    table_of_measurements,
+    table_of_verdicts,
+)
+from common.notebook.papers import PAPERS
+from common.notebook.provenance import (
+    PARAMETER_TYPES,
+    Parameter,
+    ParameterError,
+    check_identity,
+    committed_notebook,
+    parameters_of,
+    read_notebook,
+    resolve_parameters,
+    source_hash,
+)
 from common.paths import replacing
-
-REPRODUCED = "reproduced"
-NOT_REPRODUCED = "not reproduced"
-PAPER_IN_ERROR = "paper in error"
-UNTESTED = "untested"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, PAPER_IN_ERROR, UNTESTED)
 
 #: Size of an image in bytes from which its colours are reduced.
 LARGE = 300_000
-
-PAPERS = {
-    "dong_quantifying": "Dong, Zhang, Yao, Sun (2025), Towards Quantifying the Hessian Structure of Neural Networks",
-    "liao_eigenspectra": "Liao, Mahoney (2021), Hessian Eigenspectra of More Realistic Nonlinear Models",
-    "wu_dissecting": "Wu, Zhu, Wu, Wang, Ge (2022), Dissecting Hessian: Understanding Common Structure of Hessian "
-    "in Neural Networks",
-    "li_adaptive": "Li, Neural Network as Complex Adaptive System and Its Emergent Benign Loss Landscape",
-}
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A condition on the interval of a measurement, with the words that state it."""
-
-    text: str
-    holds: Callable[[float, float], bool]
-
-
-def below(bound: float) -> Criterion:
-    """The whole interval lies below ``bound``."""
-    return Criterion(f"upper end below {bound:g}", lambda low, high: high < bound)
-
-
-def above(bound: float) -> Criterion:
-    """The whole interval lies above ``bound``."""
-    return Criterion(f"lower end above {bound:g}", lambda low, high: low > bound)
-
-
-def inside(lower: float, upper: float) -> Criterion:
-    """The whole interval lies between two bounds."""
-    return Criterion(f"interval within [{lower:g}, {upper:g}]", lambda low, high: lower <= low and high <= upper)
-
-
-def meets(value: float, tolerance: float = 0.0) -> Criterion:
-    """The interval reaches into ``value`` plus or minus ``tolerance``."""
-    text = f"interval meets {value:.6g}" + (f" ± {tolerance:g}" if tolerance else "")
-    return Criterion(text, lambda low, high: low <= value + tolerance and high >= value - tolerance)
-
-
-def exactly(value: float) -> Criterion:
-    """Every measured value equals ``value``, with no tolerance."""
-    return Criterion(f"exactly {value:g}", lambda low, high: low == value == high)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One sentence of a paper turned into a measurement; fields as in ``record.schema.json``."""
-
-    id: str
-    statement: str
-    source: str
-    expected: float | str
-    measured: float
-    interval: tuple[float, float]
-    criterion: str
-    verdict: str
-    note: str
-
-
-def rounded(value: float | str, digits: int = 3) -> str:
-    """A number with ``digits`` significant digits, as the tables of claims print it."""
-    return value if isinstance(value, str) else f"{value:.{digits}g}"
-
-
-class ClaimsTable:
-    """The claims of a run as a table, for the last cell of a notebook."""
-
-    def __init__(self, claims: Sequence[Claim]):
-        self.rows = [("claim", "expected", "measured", "interval", "criterion", "verdict")]
-        for c in claims:
-            interval = f"[{rounded(c.interval[0], 2)}, {rounded(c.interval[1], 2)}]"
-            self.rows.append((c.id, rounded(c.expected), rounded(c.measured, 2), interval, c.criterion, c.verdict))
-
-    def __repr__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
-        return "\n".join(
-            "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in self.rows
-        )
-
-    def _repr_html_(self) -> str:
-        def line(row: Sequence[str], tag: str) -> str:
-            cells = (f'<{tag} style="text-align:left">{html.escape(x)}</{tag}>' for x in row)
-            return f"<tr>{''.join(cells)}</tr>"
-
-        return f"<table>{line(self.rows[0], 'th')}{''.join(line(row, 'td') for row in self.rows[1:])}</table>"
-
 
 def record_schema() -> dict:
     """The JSON schema that every record obeys."""
@@ -141,6 +71,45 @@ def _plain(name: str, value: object) -> object:
     return value
 
 
+def check_names(parameters: Mapping[str, Parameter], namespace: Mapping[str, object], committed: Mapping) -> None:
+    """Refuse a name that looks like a misspelt parameter.
+
+    Parameters
+    ----------
+    parameters
+        Of the notebook as it is saved.
+    namespace
+        ``globals()`` of the notebook.
+    committed
+        Parameters of the notebook as the last commit has it; empty where that cannot be told.
+
+    Raises
+    ------
+    ParameterError
+        In one line: of a parameter that is not set; of one that the committed notebook does not have while it has one
+        that is gone; of a plain value in the namespace whose name is nearly that of a parameter.
+    """
+    gone = [name for name in committed if name not in parameters]
+    for name in parameters:
+        if committed and name not in committed and gone:
+            raise ParameterError(f"the committed notebook has no parameter {name!r}; did you mean {_like(name, gone)}?")
+    kinds = tuple(PARAMETER_TYPES.values())
+    plain = [n for n, v in namespace.items() if isinstance(v, kinds) and not n.startswith("_") and n not in parameters]
+    for name in parameters:
+        if name not in namespace:
+            near = difflib.get_close_matches(name, plain, 1, 0.7)
+            hint = f"; did you mean it by {near[0]!r}?" if near else "; run the cell tagged `parameters`"
+            raise ParameterError(f"the parameter {name!r} is not set{hint}")
+    for name in plain:
+        near = difflib.get_close_matches(name, parameters, 1, 0.85)
+        if near and len(name) > 3:
+            raise ParameterError(f"there is no parameter {name!r}; did you mean {near[0]!r}?")
+
+
+def _like(name: str, names: Sequence[str]) -> str:
+    return repr((difflib.get_close_matches(name, names, 1, 0.0) or names)[0])
+
+
 class Run:
     """What a notebook measures, kept until :meth:`finish` writes it down.
 
@@ -149,11 +118,11 @@ class Run:
     ident
         ``"<paper>/<notebook>"``, as in the file's path below ``notebooks/``.
     namespace
-        The notebook's ``globals()``; the values of the parameters are taken from it.
+        ``globals()`` of the notebook, in which the parameters are looked up.
     title
-        One line saying what the figure shows.
+        What the notebook shows, in a few words.
     figures, tables
-        Numbers of the paper's figures and tables that this notebook regenerates.
+        Numbers of the paper's figures and tables that it regenerates.
 
     Attributes
     ----------
@@ -165,13 +134,15 @@ class Run:
     Raises
     ------
     ParameterError
-        If a parameter has the wrong type.
+        If a parameter has the wrong type, or a name looks like a misspelt one.
+    IdentityError
+        If there is no such notebook, or another one has its name.
 
     Notes
     -----
-    The environment says where the run belongs: ``HESSIAN_SCALE`` (``quick`` if unset, ``custom`` once a
-    parameter differs from its default) and ``HESSIAN_OUT``, the folder of figures and record
-    (``build/interactive/<paper>`` if unset).
+    The environment says where the run belongs: ``HESSIAN_SCALE`` and ``HESSIAN_OUT``, the folder of figures and record
+    (``build/interactive/<paper>`` if unset). Where no scale is set it is ``quick``, or ``custom`` once a parameter
+    differs from the default that the last commit has.
     """
 
     def __init__(
@@ -182,16 +153,20 @@ class Run:
         self.paper, _, self.name = ident.partition("/")
         if self.paper not in PAPERS:
             raise ValueError(f"unknown paper {self.paper!r}; known are {', '.join(PAPERS)}")
+        check_identity(ident)
         notebook = paths.notebook_path(ident)
-        defaults = parameter_defaults(notebook)
-        self.parameters = resolve_parameters(notebook, {n: namespace[n] for n in defaults if n in namespace})
+        self._described = parameters_of(read_notebook(notebook), ident)
+        before = committed_notebook(notebook)
+        committed = parameters_of(before, ident) if before else {}
+        check_names(self._described, namespace, committed)
+        self.parameters = resolve_parameters(notebook, {name: namespace[name] for name in self._described})
+        defaults = {name: parameter.default for name, parameter in (committed or self._described).items()}
         self.scale = os.environ.get("HESSIAN_SCALE") or ("quick" if self.parameters == defaults else "custom")
         self.out = Path(os.environ.get("HESSIAN_OUT") or paths.BUILD / "interactive" / self.paper)
         self.title = title
         self.numbers: dict[str, object] = {}
         self._source = source_hash(notebook, self.parameters)
         self._paper = {"key": self.paper, "figures": list(figures), "tables": list(tables)}
-        self._reduced: list[str] = []
         self._data: list[DataSource] = []
         self._claims: list[Claim] = []
         self._figures: list[str] = []
@@ -203,24 +178,32 @@ class Run:
         if source.stand_in:
             print(f"STAND-IN DATA for {source.name}: {source.origin}")
 
-    def paper_values(self, **values: object) -> str:
-        """Hold parameters against the paper's values, note which differ, and say so in one phrase.
+    def unlike_paper(self, *names: str) -> str:
+        """Which of some parameters (of all, if none is named) differ from the paper's values, in one phrase.
+
+        The paper's value stands in the comment of the parameter's line; one that is no plain value is not compared.
 
         Returns
         -------
         str
             Such as ``"epochs: 30 instead of 1000"``, to pass as ``untested`` to the claims that need the paper's
             size; empty if nothing differs.
+
+        Raises
+        ------
+        KeyError
+            If there is no such parameter.
         """
-        differing = [f"{n}: {self.parameters[n]} instead of {v}" for n, v in values.items() if self.parameters[n] != v]
-        self._reduced.extend(differing)
-        return ", ".join(differing)
+        return ", ".join(self._differing(names or tuple(self._described)))
+
+    def _differing(self, names: Sequence[str]) -> list[str]:
+        return [words for n in names if (words := self._described[n].differs(self.parameters[n]))]
 
     def small_print(self) -> str:
-        """The line under every figure: paper, data, scale, and what was reduced."""
+        """The line under every figure: paper, data, scale, and what is unlike the paper."""
         data = "; ".join(f"{s.name}{' (STAND-IN: ' + s.origin + ')' if s.stand_in else ''}" for s in self._data)
-        reduced = " · unlike the paper: " + ", ".join(self._reduced) if self._reduced else ""
-        return f"{self.id} · scale {self.scale} · data: {data}{reduced}"
+        unlike = self.unlike_paper()
+        return f"{self.id} · scale {self.scale} · data: {data}" + f" · unlike the paper: {unlike}" * bool(unlike)
 
     def save(self, fig: Figure, label: str) -> None:
         """Write ``fig`` as ``<notebook>_<label>.png``, small print added, and show that file in the notebook.
@@ -307,7 +290,7 @@ class Run:
             "paper": self._paper,
             "scale": self.scale,
             "parameters": self.parameters,
-            "reduced": self._reduced,
+            "reduced": self._differing(tuple(self._described)),
             "data": [asdict(s) for s in self._data],
             "claims": [_plain(c.id, {**asdict(c), "interval": list(c.interval)}) for c in self._claims],
             "numbers": _plain("numbers", self.numbers),
@@ -321,10 +304,28 @@ class Run:
             },
         }
 
-    def finish(self) -> ClaimsTable:
-        """Write the record, the last act of a run, and return the table of claims."""
+    def measurements(self) -> Table:
+        """What was measured so far, with intervals; numbers whose last digits differ between processors."""
+        return table_of_measurements(self._claims)
+
+    def finish(self) -> Table:
+        """Write the record, the last act of a run, and return the table of claims.
+
+        It holds words that every processor prints: statement, source, criterion, verdict, and beside it the verdict of
+        the committed record at the paper's scale, or else at the laptop's.
+        """
         record = self.record()
         jsonschema.validate(record, record_schema())
         with replacing(self.out / f"{self.name}.json") as path:
             path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return ClaimsTable(self._claims)
+        with replacing(self.out / "spared.json") as path:
+            path.write_text(json.dumps({"seconds": round(cache.spared_seconds(), 1)}) + "\n", encoding="utf-8")
+        return table_of_verdicts(self._claims, self.scale, self._committed_verdicts())
+
+    def _committed_verdicts(self) -> tuple[str, dict[str, str]] | None:
+        for scale in ("paper", "laptop"):
+            file = paths.FIGURES / scale / f"{self.id}.json"
+            if file.is_file():
+                claims = json.loads(file.read_text(encoding="utf-8"))["claims"]
+                return scale, {claim["id"]: claim["verdict"] for claim in claims}
+        return None

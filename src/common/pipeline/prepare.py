@@ -1,0 +1,124 @@
+"""What takes long in a notebook, made without Jupyter: its cells tagged ``prepare``, and nothing else.
+
+Everything lies in the cache (``HESSIAN_CACHE``), where the notebook finds it, and a training goes on from its last
+checkpoint, so that a command that ran out of time is simply given again:
+
+    python -m common.pipeline.prepare wu_dissecting/fig04_overlap --scale paper --minutes 9
+
+These cells see the parameters and each other, so they import what they need; nothing of Jupyter is needed for them,
+nor of what draws. ``--list`` names what is missing and can be made at once, and ``--piece NAME`` makes one of it: that
+is how each training becomes a job of its own on a cluster (:mod:`common.pipeline.workflow`). What needs a piece that is
+missing, such as eigenpairs of a network that is not trained, is named once that is made.
+"""
+
+import argparse
+import ast
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import CodeType
+
+import yaml
+
+from common import cache, paths
+from common.notebook.provenance import ParameterError, code_cells, read_notebook, resolve_parameters
+
+#: Exit code of a call that ran out of time.
+AGAIN = 3
+
+
+class _OutOfTime(BaseException):
+    """Not an Exception: nothing that guards a file may take it for a fault of the file."""
+
+
+def run_cells(ident: str, overrides: Mapping[str, object]) -> None:
+    """Run the cells of a notebook that are tagged ``prepare``, its parameters set.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter does not fit.
+    """
+    for code, namespace in _statements(ident, overrides):
+        exec(code, namespace)
+
+
+def make_some(ident: str, overrides: Mapping[str, object], *names: str) -> list[str]:
+    """Make only the pieces of these names, and list those that are missing and could be made at once.
+
+    A statement that needs a missing piece is left out, and so are those that need what it would have set.
+    """
+    with cache.making_only(*names) as missing, contextlib.redirect_stdout(sys.stderr):
+        for code, namespace in _statements(ident, overrides):
+            before = len(missing)
+            try:
+                exec(code, namespace)
+            except cache.MissingError:
+                pass
+            except NameError:
+                if before == 0:
+                    raise
+        return list(dict.fromkeys(missing))
+
+
+def _statements(ident: str, overrides: Mapping[str, object]) -> Iterator[tuple[CodeType, dict[str, object]]]:
+    """The statements of the cells tagged ``prepare``, one by one, and the namespace that they share."""
+    notebook = paths.notebook_path(ident)
+    namespace: dict[str, object] = {"__name__": "__main__", **resolve_parameters(notebook, overrides)}
+    for number, cell in enumerate(code_cells(read_notebook(notebook), "prepare"), 1):
+        for statement in ast.parse(cell).body:
+            yield compile(ast.Module([statement], []), f"{ident}, prepare cell {number}", "exec"), namespace
+
+
+def _overrides(ident: str, scale: str) -> dict[str, object]:
+    file = paths.SCALES / f"{scale}.yaml"
+    return (yaml.safe_load(file.read_text(encoding="utf-8")).get(ident) or {}) if file.exists() else {}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: 0 when all is made, 3 when time ran out before, 2 for what makes no sense."""
+    parser = argparse.ArgumentParser(prog="python -m common.pipeline.prepare", description=__doc__.partition("\n")[0])
+    parser.add_argument("notebook", help="<paper>/<notebook>")
+    parser.add_argument("--scale", choices=("quick", "laptop", "paper"), default="paper")
+    parser.add_argument("--minutes", type=float, help="stop after so long; the same call goes on")
+    parser.add_argument("--list", action="store_true", help="name what is missing, as a line of JSON, and make nothing")
+    parser.add_argument("--piece", help="make this one only")
+    options = parser.parse_args(arguments)
+    ident = options.notebook
+    if ident not in paths.notebook_ids():
+        print(f"prepare: there is no notebook {ident!r}; names are written <paper>/<notebook>", file=sys.stderr)
+        return 2
+
+    def out_of_time(*_: object) -> None:
+        raise _OutOfTime
+
+    signal.signal(signal.SIGALRM, out_of_time)
+    try:
+        overrides = _overrides(ident, options.scale)
+        if options.list:
+            print(json.dumps(make_some(ident, overrides)))
+            return 0
+        signal.setitimer(signal.ITIMER_REAL, 60 * (options.minutes or 0))
+        if options.piece:
+            make_some(ident, overrides, options.piece)
+        else:
+            run_cells(ident, overrides)
+    except ParameterError as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return 2
+    except _OutOfTime:
+        print(f"{ident}: {options.minutes:g} minutes are over; call again to go on", flush=True)
+        return AGAIN
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    print(f"{ident}: all is made")
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # threads that still train are not waited for; every file that they leave is whole
