@@ -18,7 +18,8 @@ with a table: the verdict on every claim, seconds, memory, and how the records c
   --jobs N       notebooks at once (default: one per core)
   --dry-run      say what would run, and change nothing
   -- ARGUMENTS   go to Snakemake unchanged, such as: -- --executor slurm
-  test           ruff, the unit tests (PYTEST ARGUMENTS go to them), and every notebook at the quick scale
+  test           ruff, the unit tests, and every notebook at the quick scale, twice: as this processor computes, and as an
+                 older one would, with two threads. PYTEST ARGUMENTS, such as -k fig04, choose among tests and notebooks
 
 It can be interrupted at any moment; the same command then goes on where it was.
 
@@ -106,33 +107,69 @@ count() {
     echo "$sum"
 }
 
-# Runs one step of the tests, shows it as it goes, and keeps its closing line and whether it passed.
+# Runs one step of the tests, shows it as it goes, and keeps its closing line and whether it passed. That nothing was to
+# be tested (pytest's code 5) is a failure only where everything was asked for.
 step() {
-    local name=$1 log=build/test/${1// /_}.log result=ok closing
+    local name=$1 log=build/test/${1// /_}.log result=ok closing code=0
     shift
     printf '\n== %s\n' "$name"
-    "$@" 2>&1 </dev/null | tee "$log" || result=FAILED
+    "$@" 2>&1 </dev/null | tee "$log" || code=$?
     closing=$(grep -E '^(All checks|Found [0-9]|[= ]*([0-9]+ [a-z]+|no tests ran).* in [0-9])' "$log" | tail -n 1) || true
-    if [[ $result == FAILED ]]; then
-        failed=1
+    if [[ $code -ne 0 && ! ($code -eq 5 && $limited -eq 1) ]]; then
+        result=FAILED failed=1
         [[ $closing =~ [0-9]\ (failed|error) ]] || closing="1 error, ${closing:-it did not come to its end} (log: $log)"
     fi
     closings+=("$closing")
-    summary+=$(printf '%-7s %-11s %s' "$result" "$name" "$closing")$'\n'
+    summary+=$(printf '%-7s %-16s %s' "$result" "$name" "$closing")$'\n'
+}
+
+# Sorts pytest's arguments: paths name unit tests or notebooks, all else goes to both.
+sort_arguments() {
+    local word before=""
+    for word; do
+        case $before,$word in
+            -[kmnopcW],* | --ignore,* | --deselect,*) both+=("$word") ;;
+            *,tests | *,tests/* | *,"$root"/tests*) unit_paths+=("$word") ;;
+            *,notebooks | *,notebooks/* | *,"$root"/notebooks*) notebook_paths+=("$word") ;;
+            *) both+=("$word") ;;
+        esac
+        before=$word
+    done
 }
 
 run_tests() {
-    local closings=() summary="" total="" failed=0 word n jobs began=$SECONDS
+    local closings=() summary="" total="" failed=0 limited=0 word n jobs cache began=$SECONDS
+    local both=() unit_paths=() notebook_paths=() notebooks older
+    [[ ${1:-} != -- ]] || shift
+    [[ $# -eq 0 ]] || limited=1
+    sort_arguments "$@"
     jobs=$("$python" -c 'from common.pipeline.workflow import cores; print(cores())')
+    cache=$("$python" -c 'from common import paths; print(paths.CACHE)')
     mkdir -p build/test
     # As common.pipeline.execute does: one BLAS thread a process, whatever runs beside it.
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 JUPYTER_PREFER_ENV_PATH=1
     unset HESSIAN_SCALE HESSIAN_OUT
     step "ruff" "$python" -m ruff check
-    step "unit tests" "$python" -m pytest -n "$jobs" --dist loadfile "$@"
-    export HESSIAN_OUT=$root/build/test/notebooks
-    step "notebooks" "$python" -m pytest -p no:python --nbval-lax --nbval-cell-timeout 600 \
-        -n "$jobs" --dist loadfile notebooks
+    if [[ ${#unit_paths[@]} -gt 0 || ${#notebook_paths[@]} -eq 0 ]]; then
+        step "unit tests" "$python" -m pytest -n "$jobs" --dist loadfile ${both+"${both[@]}"} ${unit_paths+"${unit_paths[@]}"}
+    fi
+    if [[ ${#notebook_paths[@]} -gt 0 || ${#unit_paths[@]} -eq 0 ]]; then
+        notebooks=(
+            -m pytest -p no:python --nbval-lax --nbval-cell-timeout 600 -n "$jobs" --dist loadfile
+            ${both+"${both[@]}"} "${notebook_paths[@]:-notebooks}"
+        )
+        step "notebooks" env HESSIAN_OUT="$root/build/test/notebooks" "$python" "${notebooks[@]}"
+        # Once more as on an older processor, and with two threads, which wait for each other without keeping a core busy;
+        # trainings are made anew, while images that were decoded before serve again.
+        printf '\n'
+        older=$("$python" -m common.pipeline.older_processor)
+        mkdir -p build/test/older/cache "$cache/data"
+        ln -sfn "$cache/data" build/test/older/cache/data
+        # shellcheck disable=SC2086  # words, none with a blank in it
+        step "older processor" env $older OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
+            OMP_WAIT_POLICY=passive HESSIAN_CACHE="$root/build/test/older/cache" \
+            HESSIAN_OUT="$root/build/test/older/notebooks" "$python" "${notebooks[@]}"
+    fi
     printf '\n== summary\n%s' "$summary"
     for word in failed passed skipped error; do
         n=$(count "$word")

@@ -1,21 +1,70 @@
-"""For nbval: a notebook that had to run on stand-in data is checked to run, not for what it prints."""
+"""For nbval: every notebook ends with one check more, of its record against the committed quick record.
+
+The table in a notebook's last cell is compared as text, and holds nothing but what any processor prints; its numbers are
+compared by :func:`common.pipeline.refresh.differences`. A notebook that had to run on stand-in data is checked to run,
+and not for what it prints.
+"""
+
+import json
+import os
+from pathlib import Path
 
 import pytest
+from nbval.plugin import IPyNbCell, IPyNbFile
+
+from common import paths
+from common.pipeline.refresh import QUICK, differences
 
 STAND_IN = "STAND-IN DATA for "  # as common.notebook.run.Run.uses announces them
+OUT = Path(os.environ.get("HESSIAN_OUT") or paths.BUILD / "test" / "notebooks")
 
 
+def ident(file: IPyNbFile) -> str:
+    """``"<paper>/<notebook>"``."""
+    return file.path.relative_to(paths.NOTEBOOKS).with_suffix("").as_posix()
+
+
+class RecordCheck(pytest.Item):
+    """The record that a notebook has just written, held against the committed one."""
+
+    def runtest(self) -> None:
+        committed = json.loads((QUICK / f"{ident(self.parent)}.json").read_text(encoding="utf-8"))
+        record = json.loads((OUT / f"{ident(self.parent)}.json").read_text(encoding="utf-8"))
+        found = differences(committed, record)
+        if found:
+            pytest.fail("\n".join(found), pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, f"{ident(self.parent)}: record"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the check of the record after the last cell."""
+    last = {item.parent: position for position, item in enumerate(items) if isinstance(item, IPyNbCell)}
+    for file, position in reversed(last.items()):
+        if (QUICK / f"{ident(file)}.json").exists():
+            items.insert(position + 1, RecordCheck.from_parent(file, name="record"))
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Do not compare the outputs of the cells after such an announcement."""
-    if getattr(item.parent, "stand_ins", None):
+    """Before the kernel starts, name the folder of its results; after stand-in data, compare no more outputs."""
+    file = item.parent
+    if not hasattr(file, "stand_ins"):
+        file.stand_ins = []
+        file.skip_compare += ("text/html",)  # for a reader, measurements and all
+        os.environ["HESSIAN_OUT"] = str((OUT / ident(file)).parent)
+        (OUT / f"{ident(file)}.json").unlink(missing_ok=True)
+    if file.stand_ins and isinstance(item, IPyNbCell):
         item.options["check"] = False
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Look for announcements in what the cell has printed."""
-    printed = "".join(output.get("text", "") for output in item.test_outputs or ())
+    """Look for announcements of stand-in data in what the cell has printed."""
+    printed = "".join(output.get("text", "") for output in getattr(item, "test_outputs", None) or ())
     names = [line.removeprefix(STAND_IN).partition(":")[0] for line in printed.splitlines() if STAND_IN in line]
-    item.parent.stand_ins = [*getattr(item.parent, "stand_ins", ()), *names]
+    item.parent.stand_ins += names
     item.user_properties.extend(("stand-in", name) for name in names)
 
 

@@ -296,7 +296,7 @@ def test_only_what_changed_runs_and_failures_stop_nothing(restored):
 
 def test_one_failing_notebook_by_itself(clone, tmp_path):
     """What Snakemake calls: exactly one line on the standard error."""
-    command = [sys.executable, "-m", "common.pipeline.execute", f"{PAPER}/nowhere", "--scale", "quick", "--out", tmp_path]
+    command = [sys.executable, "-m", "common.pipeline.execute", f"{PAPER}/nowhere", "--scale=quick", "--out", tmp_path]
     environment = clone.environment | {"PYTHONPATH": str(clone.root / "src")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -549,26 +549,51 @@ def test_without_a_network_the_environment_fails_in_one_line_and_is_not_taken_fo
     assert not (bare.root / ".venv" / "requirements.lock").exists()
 
 
+#: Writes a record that says 2.0 ± 0.1.
+DRIFTED = """
+import json, os
+from pathlib import Path
+out = Path(os.environ["HESSIAN_OUT"])
+out.mkdir(parents=True, exist_ok=True)
+claim = {"id": "slope", "measured": 2.0, "interval": [1.9, 2.1], "verdict": "reproduced"}
+(out / "drifted.json").write_text(json.dumps({"data": [], "claims": [claim]}))"""
+
+
 def test_the_tests_end_with_what_failed(tmp_path):
-    """One honest notebook, one that changed, one on stand-in data; a test that passes, one skipped; a flaw for ruff."""
+    """A flaw for ruff; tests that pass and are skipped; notebooks that are honest, changed, on stand-in data, beside
+    their quick record, or look where they run."""
     clone = Clone(tmp_path / "clone")
     write_notebook(clone.notebook("honest"), [PARAMETERS, "print(1)"], [None, "1\n"])
     write_notebook(clone.notebook("changed"), [PARAMETERS, "print(1)"], [None, "2\n"])
     announce = "print('STAND-IN DATA for MNIST: digits')"
     write_notebook(clone.notebook("replaced"), [PARAMETERS, announce, "print(1)"], [None, None, "2\n"])
+    write_notebook(clone.notebook("drifted"), [PARAMETERS, DRIFTED], [None, None])
+    where = "import os\nprint(os.environ.get('ATEN_CPU_CAPABILITY'), os.environ['OMP_NUM_THREADS'])"
+    write_notebook(clone.notebook("looks"), [PARAMETERS, where], [None, "None 1\n"])
+    write_notebook(clone.notebook("not_chosen"), [PARAMETERS, "1 / 0"])
     shutil.copy(ROOT / "notebooks" / "conftest.py", clone.root / "notebooks")
-    (clone.root / "tests").mkdir()
+    quick = clone.root / "tests" / "quick" / PAPER / "drifted.json"
+    quick.parent.mkdir(parents=True)
+    claim = {"measured": 2.05, "interval": [1.95, 2.15], "verdict": "reproduced"}
+    quick.write_text(json.dumps({"data": {}, "claims": {"slope": claim}}))
     (clone.root / "tests" / "test_toy.py").write_text(
         "import os\n\nimport pytest\n\n\ndef test_passes():\n    pass\n\n\n"
         "@pytest.mark.skip\ndef test_skipped():\n    pass\n\n\ndef test_deselected():\n    assert False\n"
     )
-    output = clone.run("test", "-k", "passes or skipped", code=1)
-    *_, ruff, unit, notebooks, closing = output.splitlines()
+    output = clone.run("test", "--", "-k", "not deselected and not not_chosen", code=1)
+    *_, ruff, unit, notebooks, older, closing = output.splitlines()
     assert re.fullmatch(r"FAILED +ruff +Found \d+ errors?\..*", ruff)
     assert re.fullmatch(r"ok +unit tests +1 passed, 1 skipped.* in .*", unit)
-    assert re.fullmatch(r"FAILED +notebooks +1 failed, 6 passed in .*", notebooks)
-    assert re.fullmatch(r"1 failed, 7 passed, 1 skipped, \d+ error in \d+\.00s", closing)
+    assert re.fullmatch(r"FAILED +notebooks +2 failed, 10 passed.* in .*", notebooks)
+    assert re.fullmatch(r"FAILED +older processor +3 failed, 9 passed.* in .*", older)
+    assert re.fullmatch(r"5 failed, 20 passed, 1 skipped, \d+ error in \d+\.00s", closing)
     assert f"stand-in data for MNIST, output not compared: notebooks/{PAPER}/replaced.ipynb" in output
+    assert "slope: measured 2, committed 2.05 ± 0.03" in output
+    assert re.search(r"^Heeded here: .+; not: .+$", output, re.M)
+
+    output = clone.run("test", "-n", "0", "tests", "-k", "nothing_has_this_name", code=1)
+    assert re.search(r"^ok +unit tests +3 deselected in .*", output, re.M)
+    assert "== notebooks" not in output
 
 
 # The comparison of records
