@@ -7,8 +7,8 @@ import pytest
 
 from common import paths
 from common.pipeline import gallery
+from common.pipeline.execute import committed_costs
 from common.pipeline.gallery import (
-    carried_seconds,
     escaped,
     gallery_text,
     measurement,
@@ -72,10 +72,10 @@ def repository(tmp_path, monkeypatch):
     return put
 
 
-def took(root, one, seconds, source=None):
+def took(root, one, seconds, source=None, spared=0.0):
     folder = root / "build" / one["scale"] / one["id"] / (source or one["source"])[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "timing.json").write_text(json.dumps({"seconds": seconds, "peak_mb": 300}))
+    (folder / "timing.json").write_text(json.dumps({"seconds": seconds, "spared": spared, "peak_mb": 300}))
 
 
 def unescaped_cells(line):
@@ -157,12 +157,13 @@ def test_stand_ins_are_marked():
     assert "STAND-IN" not in gallery_text(RECORDS, {})
 
 
-def test_seconds_survive_in_the_text():
-    seconds = {(LINEAR, "laptop"): 83, (HIDDEN, "laptop"): 5}
-    text = gallery_text(RECORDS, seconds)
-    assert "- Time: 83 s" in text
-    assert text.count("- Time: –") == 2
-    assert carried_seconds(text) == seconds
+def test_costs_survive_in_the_text(repository):
+    costs = {("laptop", LINEAR): (83, 412), ("laptop", HIDDEN): (5, 300)}
+    text = gallery_text(RECORDS, costs)
+    assert "- From a cold cache: 83 s, 412 MB" in text
+    assert text.count("- From a cold cache: –") == 2
+    (repository() / "figures" / "README.md").write_text(text)
+    assert committed_costs() == costs
 
 
 def test_block_replaces_only_what_stands_between_the_comments():
@@ -203,15 +204,15 @@ def test_an_edit_by_hand_is_noticed(repository):
     assert gallery.stale_files() == [readme]
 
 
-def test_seconds_are_measured_here_or_carried_over(repository):
+def test_costs_are_those_of_a_cold_run_measured_here_or_carried_over(repository):
     root = repository(*RECORDS)
-    took(root, RECORDS[0], 82.7)
+    took(root, RECORDS[0], 12.7, spared=70.0)  # what it found in the cache took so long
     took(root, RECORDS[0], 999, source="cd" * 32)  # an earlier source; not what the record records
     took(root, RECORDS[2], 0.2)
     gallery.write_gallery()
     written = root / "figures" / "README.md"
-    measured = {(LINEAR, "laptop"): 83, (HIDDEN, "laptop"): 1}
-    assert carried_seconds(written.read_text()) == measured
+    measured = {("laptop", LINEAR): (83, 300), ("laptop", HIDDEN): (1, 300)}
+    assert committed_costs() == measured
 
     (root / "build").rename(root / "elsewhere")  # as in a fresh clone
     assert gallery.stale_files() == []
@@ -220,7 +221,7 @@ def test_seconds_are_measured_here_or_carried_over(repository):
     took(root, RECORDS[0], 40.0)  # another machine: not out of date for that, but measured anew when written
     assert gallery.stale_files() == []
     gallery.write_gallery()
-    assert carried_seconds(written.read_text()) == measured | {(LINEAR, "laptop"): 40}
+    assert committed_costs() == measured | {("laptop", LINEAR): (40, 300)}
 
 
 def test_a_damaged_record_is_named(repository, capsys):

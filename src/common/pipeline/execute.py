@@ -1,8 +1,8 @@
 """Which notebooks a scale consists of, and how one of them is run.
 
 A result lives where its content says: ``build/<scale>/<paper>/<notebook>/<hash>/`` with the hash of
-:func:`common.notebook.provenance.source_hash`. Whatever changes the result changes the folder, so a result is out of date
-exactly if its folder is not complete; neither file times nor any memory of earlier runs are asked.
+:func:`common.notebook.provenance.source_hash`. Whatever changes the result changes the folder, so a result is out of
+date exactly if its folder is not complete; neither file times nor any memory of earlier runs are asked.
 
 ``python -m common.pipeline.execute dong_quantifying/fig08_scaling_linear --scale laptop`` runs one notebook.
 """
@@ -11,20 +11,23 @@ import argparse
 import errno
 import fnmatch
 import json
+import math
 import os
+import re
 import resource
 import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from common import paths
-from common.notebook.provenance import resolve_parameters, source_hash
+from common.notebook.provenance import declared_ident, read_notebook, resolve_parameters, source_hash
 
 SCALES = ("quick", "laptop", "paper")
 
@@ -38,6 +41,25 @@ class PlanError(ValueError):
 
 class NotebookError(RuntimeError):
     """A notebook that did not come to its end; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of a notebook took.
+
+    Attributes
+    ----------
+    seconds
+        Of this run.
+    spared
+        Thread-seconds that what it found in the cache once took: with them it is what a cold run takes.
+    peak_mb
+        Memory of the largest process.
+    """
+
+    seconds: float
+    spared: float
+    peak_mb: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +106,7 @@ class Task:
 
     @property
     def timing(self) -> Path:
-        """Seconds and peak memory; written last of all, so that it stands for a complete result."""
+        """What it cost, a :class:`Cost`; written last of all, so that it stands for a complete result."""
         return self.folder / "timing.json"
 
     @property
@@ -122,7 +144,7 @@ def scale_parameters(scale: str) -> dict[str, dict[str, object]]:
     Raises
     ------
     PlanError
-        If there is no such scale, or its file is not a mapping from existing notebooks to parameters.
+        If there is no such scale, or its file is not a mapping from notebooks to parameters.
     """
     if scale not in SCALES:
         raise PlanError(f"unknown scale {scale!r}; there are {', '.join(SCALES)}")
@@ -136,8 +158,6 @@ def scale_parameters(scale: str) -> dict[str, dict[str, object]]:
     if not isinstance(content, dict):
         raise PlanError(f"{shown(file)} must map notebooks to their parameters")
     for ident, overrides in content.items():
-        if ident not in paths.notebook_ids():
-            raise PlanError(f"{shown(file)} names the notebook {ident!r}, which does not exist")
         if not isinstance(overrides, dict | None):
             raise PlanError(f"{shown(file)}: {ident} must map parameters to values, got {overrides!r}")
     return {ident: overrides or {} for ident, overrides in content.items()}
@@ -155,6 +175,8 @@ def task(ident: str, scale: str, overrides: dict[str, object], folder: Path | No
     try:
         parameters = resolve_parameters(notebook, overrides)
         source = source_hash(notebook, parameters)
+        if (named := declared_ident(read_notebook(notebook))) not in (None, ident):
+            raise NotebookError(f"it runs under the name of {named}: write its own in the first argument of its Run")
     except FileNotFoundError:
         raise NotebookError(f"there is no notebook {shown(notebook)}") from None
     except SyntaxError as error:
@@ -192,7 +214,8 @@ def plan(scale: str, only: str = "") -> tuple[list[Task], dict[str, str]]:
     """
     overrides = scale_parameters(scale)
     order = list(overrides or scale_parameters("laptop"))
-    idents = [i for i in paths.notebook_ids() if only in i or fnmatch.fnmatchcase(i, only)]
+    known = {*paths.notebook_ids(), *overrides}
+    idents = sorted(i for i in known if only in i or fnmatch.fnmatchcase(i, only))
     if not idents:
         raise PlanError(f"no notebook matches {only!r}" if only else "there are no notebooks")
     tasks, broken = [], {}
@@ -201,20 +224,47 @@ def plan(scale: str, only: str = "") -> tuple[list[Task], dict[str, str]]:
             tasks.append(task(ident, scale, overrides.get(ident, {})))
         except NotebookError as error:
             broken[ident] = str(error)
-    return sorted(tasks, key=lambda t: -_last_seconds(t)), broken
+    committed = committed_costs()
+    return sorted(tasks, key=lambda t: -(last_cost(t, committed) or (float("inf"), 0))[0]), broken
 
 
-def read_timing(folder: Path) -> dict[str, float]:
-    """``{"seconds": ..., "peak_mb": ...}`` of the result in ``folder``; empty if there is none."""
+def read_cost(folder: Path) -> Cost | None:
+    """Cost of the result in ``folder``; None if there is none."""
     try:
-        return json.loads((folder / "timing.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        return Cost(**json.loads((folder / "timing.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def _last_seconds(task: Task) -> float:
-    known = [timing["seconds"] for f in task.folder.parent.glob("*") if (timing := read_timing(f))]
-    return max(known, default=float("inf"))
+#: A line of the gallery that carries on what a notebook took: scale, notebook, seconds from a cold cache, MB.
+COST_LINE = re.compile(r"<!-- cost: (\S+) (\S+) (\d+) s (\d+) MB -->")
+
+
+def committed_costs() -> dict[tuple[str, str], tuple[int, int]]:
+    """Seconds from a cold cache and MB by scale and notebook, as the gallery has them."""
+    gallery = paths.FIGURES / "README.md"
+    text = gallery.read_text(encoding="utf-8") if gallery.exists() else ""
+    return {(scale, ident): (int(s), int(mb)) for scale, ident, s, mb in COST_LINE.findall(text)}
+
+
+def last_cost(task: Task, committed: Mapping[tuple[str, str], tuple[int, int]]) -> tuple[float, int] | None:
+    """Seconds from a cold cache and MB that a notebook took last at its scale: here, or as the gallery has it."""
+    here = [cost for folder in task.folder.parent.glob("*") if (cost := read_cost(folder))]
+    if here:
+        return max(cost.seconds + cost.spared for cost in here), max(cost.peak_mb for cost in here)
+    return committed.get((task.scale, task.ident))
+
+
+def needed_mb(task: Task, committed: Mapping[tuple[str, str], tuple[int, int]]) -> int:
+    """Memory to ask for: a quarter more than it took last, 4 GB where that is not known."""
+    known = last_cost(task, committed)
+    return max(1000, round(1.25 * known[1])) if known else 4000
+
+
+def needed_minutes(task: Task, committed: Mapping[tuple[str, str], tuple[int, int]]) -> int:
+    """Time to ask a cluster for: three times what it took last, half an hour at least; a day where it never ran."""
+    known = last_cost(task, committed)
+    return max(30, math.ceil(3 * known[0] / 60)) if known else 24 * 60
 
 
 def stop_with_parent() -> None:
@@ -260,10 +310,11 @@ def execute(task: Task) -> None:
             raise NotebookError("it ended without a record; its last cell must call run.finish()")
         if json.loads(task.record.read_text(encoding="utf-8"))["source"] != task.source:
             raise NotebookError("its code changed while it ran; run it again")
+        spared = json.loads((task.folder / "spared.json").read_text(encoding="utf-8"))["seconds"]
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        timing = {"seconds": round(time.perf_counter() - started, 1), "peak_mb": round(peak)}
+        cost = Cost(round(time.perf_counter() - started, 1), spared, round(peak))
         with paths.replacing(task.timing) as path:
-            path.write_text(json.dumps(timing) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(vars(cost)) + "\n", encoding="utf-8")
     except Exception as error:
         task.record.unlink(missing_ok=True)
         if isinstance(error, NotebookError):
@@ -274,7 +325,8 @@ def execute(task: Task) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one notebook from the command line; print one line if it fails."""
-    parser = argparse.ArgumentParser(prog="python -m common.pipeline.execute", description="Run one notebook at one scale.")
+    command = "python -m common.pipeline.execute"
+    parser = argparse.ArgumentParser(prog=command, description="Run one notebook at one scale.")
     parser.add_argument("notebook", help="<paper>/<notebook>")
     parser.add_argument("--scale", default="laptop", help=", ".join(SCALES))
     parser.add_argument("--out", type=Path, help="folder of the result; default: where run_all.sh looks for it")

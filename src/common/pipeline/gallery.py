@@ -1,8 +1,8 @@
 """The gallery and the scorecard, written from the committed records; ``python -m common.pipeline.gallery [--check]``.
 
 ``figures/README.md`` is generated whole; of the README at the top only what stands between the two ``scorecard``
-comments. Both follow from the records in ``figures/laptop`` and ``figures/paper`` and from nothing else, but for the
-column of seconds: it is measured where this machine has run what the record records, and carried over from the file
+comments. Both follow from the records in ``figures/laptop`` and ``figures/paper`` and from nothing else, but for what
+a run cost: it is measured where this machine has run what the record records, and carried over from the file
 where it has not, so that a fresh clone, which has no measurements, finds the committed files up to date.
 """
 
@@ -18,19 +18,21 @@ import jsonschema
 from tabulate import DataRow, TableFormat, tabulate
 
 from common import paths
-from common.notebook.run import PAPERS, REPRODUCED, VERDICTS, record_schema, rounded
+from common.notebook.claims import REPRODUCED, VERDICTS, rounded
+from common.notebook.papers import PAPERS
+from common.notebook.run import record_schema
 from common.paths import replacing
+from common.pipeline.execute import committed_costs, read_cost
 
 #: Scales whose records are committed, in the order in which the gallery shows them; the last one found is counted.
 SCALES = ("laptop", "paper")
 
 _COMMAND = "python -m common.pipeline.gallery"
 _BEGIN, _END = "<!-- scorecard -->", "<!-- /scorecard -->"
-_SECONDS = re.compile(r"<!-- seconds: (\S+) (\S+) (\d+) -->")
 
 Records = Sequence[Mapping]
-#: Seconds by (identifier of the notebook, scale).
-Seconds = Mapping[tuple[str, str], int]
+#: Seconds from a cold cache and MB by scale and notebook.
+Costs = Mapping[tuple[str, str], tuple[int, int]]
 
 
 def load_records() -> list[dict]:
@@ -68,20 +70,15 @@ def count_verdicts(records: Iterable[Mapping]) -> Counter:
     return Counter(claim["verdict"] for record in records for claim in record["claims"])
 
 
-def measured_seconds(records: Records) -> dict[tuple[str, str], int]:
-    """Seconds that the records' runs took, where this machine has run the same source."""
-    seconds = {}
+def measured_costs(records: Records) -> dict[tuple[str, str], tuple[int, int]]:
+    """What the records' runs cost, where this machine has run the same source; as if nothing had been in the cache."""
+    costs = {}
     for record in records:
         for file in (paths.BUILD / record["scale"] / record["id"]).glob("*/timing.json"):
-            if record["source"].startswith(file.parent.name):
-                taken = json.loads(file.read_text(encoding="utf-8"))["seconds"]
-                seconds[record["id"], record["scale"]] = max(1, round(taken))
-    return seconds
-
-
-def carried_seconds(gallery: str) -> dict[tuple[str, str], int]:
-    """The seconds that a gallery's text already gives."""
-    return {(ident, scale): int(seconds) for ident, scale, seconds in _SECONDS.findall(gallery)}
+            if record["source"].startswith(file.parent.name) and (cost := read_cost(file.parent)):
+                cold = max(1, round(cost.seconds + cost.spared))
+                costs[record["scale"], record["id"]] = cold, cost.peak_mb
+    return costs
 
 
 def escaped(text: str) -> str:
@@ -162,7 +159,7 @@ def _verdict_cells(records: Iterable[Mapping]) -> list[int]:
     return [counts[verdict] for verdict in VERDICTS]
 
 
-def _notebook_section(group: Records, seconds: Seconds) -> str:
+def _notebook_section(group: Records, costs: Costs) -> str:
     """The gallery's entry for one notebook: its records, one for each scale."""
     ident, title, shown = group[0]["id"], escaped(group[0]["title"]), _shown(group[0])
     lines = [
@@ -174,8 +171,8 @@ def _notebook_section(group: Records, seconds: Seconds) -> str:
     ]
     for record in group:
         scale, device, threads = record["scale"], record["environment"]["device"], record["environment"]["threads"]
-        taken = seconds.get((ident, scale))
-        time = "–" if taken is None else f"{taken} s <!-- seconds: {ident} {scale} {taken} -->"
+        cost = costs.get((scale, ident))
+        time = "–" if cost is None else "{0} s, {1} MB <!-- cost: {2} {3} {0} s {1} MB -->".format(*cost, scale, ident)
         folder = f"{scale}/{record['paper']['key']}"
         lines += [
             "",
@@ -185,7 +182,7 @@ def _notebook_section(group: Records, seconds: Seconds) -> str:
             f"- Data: {'; '.join(map(_data, record['data']))}",
             f"- Reduced: {escaped('; '.join(record['reduced'])) or 'nothing'}",
             f"- Claims: {_summary(count_verdicts([record]))} ([record]({scale}/{ident}.json))",
-            f"- Time: {time}",
+            f"- From a cold cache: {time}",
         ]
     return "\n".join(lines)
 
@@ -207,14 +204,14 @@ def _scorecard(records: Records) -> str:
     return table(header, rows)
 
 
-def gallery_text(records: Records, seconds: Seconds) -> str:
+def gallery_text(records: Records, costs: Costs) -> str:
     """The whole of ``figures/README.md``.
 
     Parameters
     ----------
     records
         In the order of :func:`load_records`.
-    seconds
+    costs
         What each run took; what is missing is shown as a dash.
     """
     parts = [
@@ -233,7 +230,7 @@ def gallery_text(records: Records, seconds: Seconds) -> str:
         claims = _summary(count_verdicts(counted(group)))
         parts += [f'<a id="{key}"></a>\n\n## {escaped(PAPERS[key])}', f"Claims: {claims}."]
         for ident in dict.fromkeys(r["id"] for r in group):
-            parts.append(_notebook_section([r for r in group if r["id"] == ident], seconds))
+            parts.append(_notebook_section([r for r in group if r["id"] == ident], costs))
         parts += [f"### Scorecard of {escaped(key)}", _scorecard(group)]
     return "\n\n".join(parts) + "\n"
 
@@ -276,12 +273,12 @@ def _generated(measure: bool) -> dict[Path, str]:
     """The files that this module writes, and what belongs in them."""
     gallery, readme = paths.FIGURES / "README.md", paths.ROOT / "README.md"
     records = load_records()
-    seconds = carried_seconds(_text(gallery)) | (measured_seconds(records) if measure else {})
-    return {gallery: gallery_text(records, seconds), readme: with_block(_text(readme), summary_block(records))}
+    costs = committed_costs() | (measured_costs(records) if measure else {})
+    return {gallery: gallery_text(records, costs), readme: with_block(_text(readme), summary_block(records))}
 
 
 def stale_files() -> list[Path]:
-    """Files that differ from what the records say; the seconds in them are taken as they are."""
+    """Files that differ from what the records say; the costs in them are taken as they are."""
     return [file for file, text in _generated(measure=False).items() if _text(file) != text]
 
 

@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType
 
@@ -25,6 +26,7 @@ import yaml
 
 from common import cache, paths
 from common.notebook.provenance import ParameterError, code_cells, read_notebook, resolve_parameters
+from common.pipeline.execute import stop_with_parent
 
 #: Exit code of a call that ran out of time.
 AGAIN = 3
@@ -78,6 +80,14 @@ def _overrides(ident: str, scale: str) -> dict[str, object]:
     return (yaml.safe_load(file.read_text(encoding="utf-8")).get(ident) or {}) if file.exists() else {}
 
 
+def _try_piece(ident: str, overrides: Mapping[str, object], piece: str) -> None:
+    """Make one piece; what goes wrong is printed, and left for the notebook to meet and to name."""
+    try:
+        make_some(ident, overrides, piece)
+    except Exception:
+        traceback.print_exc()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: 0 when all is made, 3 when time ran out before, 2 for what makes no sense."""
     parser = argparse.ArgumentParser(prog="python -m common.pipeline.prepare", description=__doc__.partition("\n")[0])
@@ -96,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise _OutOfTime
 
     signal.signal(signal.SIGALRM, out_of_time)
+    if os.environ.get("HESSIAN_TETHERED"):
+        stop_with_parent()
     try:
         overrides = _overrides(ident, options.scale)
         if options.list:
@@ -103,9 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         signal.setitimer(signal.ITIMER_REAL, 60 * (options.minutes or 0))
         if options.piece:
-            make_some(ident, overrides, options.piece)
-        else:
-            run_cells(ident, overrides)
+            _try_piece(ident, overrides, options.piece)
+            return 0
+        run_cells(ident, overrides)
     except ParameterError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2

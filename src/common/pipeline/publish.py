@@ -11,7 +11,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from common import paths
-from common.pipeline.execute import Task, read_timing
+from common.pipeline.execute import Task, read_cost
 
 
 def verdicts() -> list[str]:
@@ -141,13 +141,13 @@ def summarize(tasks: list[Task]) -> tuple[str, bool]:
     rows = [["notebook", *verdicts(), "seconds", "MB", "against the committed record"]]
     stand_ins: dict[str, list[str]] = {}
     for task in sorted((t for t in tasks if t.done), key=lambda t: t.ident):
-        record, timing = read_record(task.record), read_timing(task.folder)
+        record, cost = read_record(task.record), read_cost(task.folder)
         old, origin = committed_record(paths.FIGURES / task.scale / f"{task.ident}.json")
         changed |= publish(task)
         difference = compare(record, old) + " (to an earlier run)" * (old is not None and origin == "earlier run")
         count = Counter(claim["verdict"] for claim in record["claims"])
         counts = [str(count[verdict]) for verdict in verdicts()]
-        rows.append([task.ident, *counts, f"{timing['seconds']:.0f}", str(timing["peak_mb"]), difference])
+        rows.append([task.ident, *counts, f"{cost.seconds:.0f}", str(cost.peak_mb), difference])
         for data in record["data"]:
             if data["stand_in"]:
                 stand_ins.setdefault(data["name"], []).append(task.ident)

@@ -1,18 +1,26 @@
-"""What run_all.sh does once it has Python: run what is out of date, show how far it is, publish, sum up."""
+"""What run_all.sh does once it has Python: run what is out of date, show how far it is, publish, sum up.
+
+What takes long in a notebook, a training say, is a *piece*: a job of its own in Snakemake's graph, before those of the
+notebooks that need it. Which pieces are missing is asked of each notebook beforehand
+(:func:`common.pipeline.prepare.make_some`) and handed to the Snakefile in ``build/<scale>/pieces.json``.
+"""
 
 import argparse
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
 
 from common import paths
-from common.pipeline.execute import PlanError, Task, one_line, plan, read_timing, shown
+from common.notebook.provenance import code_cells, read_notebook
+from common.pipeline.execute import PlanError, Task, committed_costs, last_cost, one_line, plan, read_cost, shown
 from common.pipeline.publish import read_record, summarize, verdict_counts
 
 
@@ -30,9 +38,10 @@ class Progress:
     It looks at the files that :mod:`common.pipeline.execute` writes, which a cluster's nodes write too.
     """
 
-    def __init__(self, tasks: list[Task], total: int):
+    def __init__(self, tasks: list[Task], total: int, pieces: list[Path]):
         self.total = total
         self.ended = 0
+        self._pieces, self._waited_for = len(pieces), list(pieces)
         self._not_started = {task: _stamp(task.log) for task in tasks}
         self._not_ended = {task: self._end(task) for task in tasks}
 
@@ -46,6 +55,10 @@ class Progress:
 
     def update(self) -> None:
         """Print what has happened since the last call."""
+        for marker in [m for m in self._waited_for if m.exists()]:
+            self._waited_for.remove(marker)
+            made = self._pieces - len(self._waited_for)
+            print(f"piece {made} of {self._pieces}: {marker.parent.name}, {marker.name[:8]}", flush=True)
         for task in [t for t, before in self._not_started.items() if _stamp(t.log) != before]:
             del self._not_started[task]
             self._say(task, "started")
@@ -57,7 +70,7 @@ class Progress:
             if task.error.exists():
                 self._say(task, f"FAILED: {task.error.read_text(encoding='utf-8').strip()}")
             else:
-                seconds = read_timing(task.folder)["seconds"]
+                seconds = read_cost(task.folder).seconds
                 self._say(task, f"done in {seconds:.0f} s: {verdict_counts(read_record(task.record))}")
 
 
@@ -69,6 +82,37 @@ def _stop(process: subprocess.Popen) -> None:
             return
         except subprocess.TimeoutExpired:
             stop()
+
+
+def marker_of(scale: str, piece: str) -> Path:
+    """The file that says that a piece has been tried; whether it was made, the notebook finds out."""
+    return paths.BUILD / scale / "pieces" / piece
+
+
+def plan_pieces(tasks: list[Task], jobs: int) -> list[Path]:
+    """Ask which pieces of the tasks are missing, and write them down for the Snakefile; their markers."""
+    asking = [t for t in tasks if code_cells(read_notebook(paths.notebook_path(t.ident)), "prepare")]
+
+    def missing(task: Task) -> list[str]:
+        command = [sys.executable, "-m", "common.pipeline.prepare", task.ident, "--scale", task.scale, "--list"]
+        done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+        return json.loads(done.stdout) if done.returncode == 0 else []  # what is wrong, the notebook will say
+
+    with ThreadPoolExecutor(jobs) as pool:
+        found = dict(zip((t.ident for t in asking), pool.map(missing, asking), strict=True))
+    scale = tasks[0].scale
+    markers = [marker_of(scale, piece) for piece in dict.fromkeys(p for pieces in found.values() for p in pieces)]
+    for marker in markers:
+        marker.unlink(missing_ok=True)
+    with paths.replacing(paths.BUILD / scale / "pieces.json") as path:
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return markers
+
+
+def _limits() -> list[str]:
+    """What this machine has, for Snakemake's own scheduler; a cluster's has its own."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    return ["--resources", f"mem_mb={memory}", "gpu=1"]
 
 
 def run_snakemake(tasks: list[Task], log: Path, *, jobs: int, extra: list[str], progress: Progress) -> int:
@@ -83,7 +127,8 @@ def run_snakemake(tasks: list[Task], log: Path, *, jobs: int, extra: list[str], 
         sys.executable, "-m", "snakemake", *(shown(task.timing) for task in tasks),
         "--snakefile", str(paths.ROOT / "Snakefile"), "--directory", str(paths.ROOT),
         "--config", f"scale={tasks[0].scale}", "--cores", str(jobs), "--jobs", str(jobs), "--keep-going",
-        "--rerun-incomplete", "--rerun-triggers", "mtime", "--nolock", "--scheduler", "greedy", *extra,
+        "--rerun-incomplete", "--rerun-triggers", "mtime", "--nolock", "--scheduler", "greedy",
+        *([] if "--executor" in extra else _limits()), *extra,
     ]  # fmt: skip
     environment = os.environ | {"HESSIAN_TETHERED": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -141,8 +186,11 @@ def regenerate(scale: str, *, only: str = "", jobs: int, dry_run: bool = False, 
     tasks, broken = plan(scale, only)
     waiting = [task for task in tasks if not task.done or outlived(task)]
     if dry_run:
+        committed = committed_costs()
         for task in tasks:
-            print(f"{'would run ' if task in waiting else 'up to date'}  {task.ident}")
+            cost = last_cost(task, committed)
+            took = f"{cost[0]:7.0f} s cold, {cost[1]:6d} MB" if cost else " " * 17 + "never run"
+            print(f"{'would run ' if task in waiting else 'up to date'}  {took}  {task.ident}")
         for ident, reason in broken.items():
             print(f"broken      {ident}: {reason}")
         return 1 if broken else 0
@@ -155,8 +203,11 @@ def regenerate(scale: str, *, only: str = "", jobs: int, dry_run: bool = False, 
         print(f"{len(waiting)} of {len(tasks)} notebooks to run at the {scale} scale, {jobs} at once", flush=True)
         log = paths.BUILD / scale / "snakemake.log"
         logs_before = {task: _stamp(task.log) for task in waiting}
-        progress = Progress(tasks, len(waiting) or len(tasks))
         try:
+            pieces = plan_pieces(waiting or tasks, jobs) if scale != "quick" else []  # there, all takes seconds
+            if pieces:
+                print(f"{len(pieces)} pieces that they need are to be made before", flush=True)
+            progress = Progress(tasks, len(waiting) or len(tasks), pieces)
             code = run_snakemake(waiting or tasks, log, jobs=jobs, extra=extra, progress=progress)
         except KeyboardInterrupt:
             left = sum(not task.done for task in tasks)
@@ -174,9 +225,8 @@ def regenerate(scale: str, *, only: str = "", jobs: int, dry_run: bool = False, 
         print(f"\n{table}")
         print(f"Figures and records: {shown(paths.FIGURES / scale)}")
     if scale != "quick" and (changed or (table and not (paths.FIGURES / "README.md").exists())):
-        gallery = subprocess.run(
-            [sys.executable, "-m", "common.pipeline.gallery"], cwd=paths.ROOT, capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-m", "common.pipeline.gallery"]
+        gallery = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
         if gallery.returncode:
             failed["figures/README.md"] = (gallery.stderr.strip().splitlines() or ["it was not written"])[-1]
     for ident, reason in sorted(failed.items()):
