@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from common.liao_eigenspectra.glm import GLM, LOGISTIC, logistic_loss
-from common.liao_eigenspectra.spectrum import Eigenspectrum
+from common.liao_eigenspectra.spikes import Eigenspectrum
 
 P, N = 800, 6000
 

@@ -22,7 +22,7 @@ from common.data.synthetic import gaussian_features
 from common.hessian.gram import weighted_gram
 
 #: A loss of responses and predictions, elementwise and differentiable twice in the second by torch.
-Loss = Callable[[Tensor, Tensor], Tensor]
+ElementwiseLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def logistic_loss(y: Tensor, h: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def phase_retrieval_loss(y: Tensor, h: Tensor) -> Tensor:
     return (y - h**2) ** 2 / 4
 
 
-def curvature(loss: Loss, y: Float[Tensor, " n"], h: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def curvature(loss: ElementwiseLoss, y: Float[Tensor, " n"], h: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """g of (6), the second derivative of the loss in h, by automatic differentiation.
 
     Parameters
@@ -82,9 +82,9 @@ class DiscreteResponse:
         Places η where a probability is not smooth, such as (0.0,) for the sign of η.
     """
 
-    values: tuple[float, ...]
+    values: tuple[float | int, ...]
     probability: Callable[[float, Tensor], Tensor]
-    kinks: tuple[float, ...] = ()
+    kinks: tuple[float | int, ...] = ()
 
     def sample(self, eta: Float[Tensor, " n"], generator: torch.Generator) -> Float[Tensor, " n"]:
         """Draw a response for each η, shape (n,)."""
@@ -109,8 +109,8 @@ class ContinuousResponse:
     """
 
     function: Callable[[Tensor], Tensor]
-    noise: float = 0.0
-    kinks: tuple[float, ...] = ()
+    noise: float | int = 0.0
+    kinks: tuple[float | int, ...] = ()
 
     def sample(self, eta: Float[Tensor, " n"], generator: torch.Generator) -> Float[Tensor, " n"]:
         """Draw a response for each η, shape (n,)."""
@@ -228,8 +228,8 @@ class GLM(Features):
     """
 
     response: Response
-    loss: Loss
-    kinks: tuple[float, ...] = ()
+    loss: ElementwiseLoss
+    kinks: tuple[float | int, ...] = ()
 
     def weights(self, X: Float[Tensor, "n p"], generator: torch.Generator) -> Float[Tensor, " n"]:
         """The curvatures g_i of (6) at given features, with responses drawn for them, shape (n,)."""

@@ -1,0 +1,507 @@
+r"""The law of the curvature g of a G-GLM together with the two directions that it depends on, as a quadrature.
+
+The curvature :math:`g = \partial^2 \ell(y, h) / \partial h^2`, (6) of Liao & Mahoney (2021), sees a sample x through
+:math:`h = w^\top x` and through :math:`\eta = w_*^\top x`, which y is drawn for, and through nothing else. With t the
+k = 0, 1 or 2 standard normal coordinates of :math:`C^{-1/2}(x - \mu)` along an orthonormal basis R of
+span{C^{1/2} w, C^{1/2} w*},
+
+.. math:: h = w^\top \mu + \sigma t_1, \qquad \eta = w_*^\top \mu + a t_1 + b t_2,
+
+:math:`t_1` along C^{1/2} w. All that the limits of Theorems 1 to 4 ask of the model are expectations of functions of g
+times 1, t or t tᵀ; :class:`Law` holds nodes for g and takes these expectations.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float, Int, Shaped
+from numpy.typing import ArrayLike
+from scipy.special import wofz
+
+from common.liao_eigenspectra.glm import GLM, DiscreteResponse, Features, curvature
+
+#: A closed interval of the real axis.
+Interval = tuple[float, float]
+
+_TAIL = 10.0  # standard deviations at which Gaussian integrals end; the rest is below 1e-22
+_FAR = 30.0  # standard deviations at which g is looked at to tell whether it is bounded
+_PANEL = 16  # Gauss-Legendre nodes in a panel
+_INNER = 400  # nodes in the second direction where a sum over them is all that is needed
+_NOISE = 24  # Gauss-Hermite nodes for the noise of a response
+_CHUNK = 2**19  # entries of a matrix over many points and the nodes of g
+
+
+# The two directions -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """An orthonormal basis R of span{C^{1/2} w, C^{1/2} w*} and the coordinates of both in it.
+
+    Attributes
+    ----------
+    basis
+        R in the basis of C's eigenvectors, shape (p, k), k = 0, 1 or 2; the first column is along C^{1/2} w unless
+        that is zero.
+    along_w, along_w_star
+        Rᵀ C^{1/2} w and Rᵀ C^{1/2} w*, shape (k,).
+    """
+
+    basis: Float[np.ndarray, "p k"]
+    along_w: Float[np.ndarray, " k"]
+    along_w_star: Float[np.ndarray, " k"]
+
+    @classmethod
+    def of(cls, features: Features) -> "Directions":
+        """The directions that the features' w and w* span."""
+        root = np.sqrt(features.eigenvalues)
+        w, w_star = root * features.to_eigenbasis(features.w), root * features.to_eigenbasis(features.w_star)
+        basis = orthonormal_basis([w, w_star])
+        return cls(basis, basis.T @ w, basis.T @ w_star)
+
+
+def orthonormal_basis(vectors: Sequence[Float[np.ndarray, " p"]]) -> Float[np.ndarray, "p k"]:
+    """Gram-Schmidt, twice over; directions that are there already are left out, shape (p, k)."""
+    columns = np.zeros((len(vectors[0]), 0))
+    for v in vectors:
+        rest = v - columns @ (columns.T @ v)
+        rest -= columns @ (columns.T @ rest)
+        if np.linalg.norm(rest) > 1e-10 * np.linalg.norm(v):
+            columns = np.column_stack([columns, rest / np.linalg.norm(rest)])
+    return columns
+
+
+# The law ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Law:
+    """The joint law of the curvature g and of the k Gaussian coordinates t that it depends on, as a quadrature.
+
+    Attributes
+    ----------
+    g, q
+        Nodes in rising order and their weights, shape (J,); the weights add up to 1.
+    first, second
+        E[t; node] and E[t tᵀ; node], shapes (J, k) and (J, k, k), weights included.
+    support
+        Closed intervals, disjoint and in order, that hold the support of g; an end may be infinite.
+    """
+
+    g: Float[np.ndarray, " J"]
+    q: Float[np.ndarray, " J"]
+    first: Float[np.ndarray, "J k"]
+    second: Float[np.ndarray, "J k k"]
+    support: tuple[Interval, ...]
+
+    @classmethod
+    def discrete(cls, g: ArrayLike, q: ArrayLike | None = None) -> "Law":
+        """Law of a g that is independent of the features.
+
+        Parameters
+        ----------
+        g, q
+            Values and probabilities, shape (J,); equal probabilities if left out.
+
+        Raises
+        ------
+        ValueError
+            If a value is not finite, or the probabilities do not fit it or do not add up to 1.
+        """
+        g = np.atleast_1d(np.asarray(g, dtype=float))
+        q = np.full(len(g), 1 / len(g)) if q is None else np.asarray(q, dtype=float)
+        order = np.argsort(g)
+        if q.shape != g.shape or not np.isclose(q.sum(), 1) or (q < 0).any() or not np.isfinite(g).all():
+            raise ValueError("the law of g needs finite values, and as many probabilities, which add up to 1")
+        none = np.zeros((len(g), 0))
+        return cls(g[order], q[order], none, none[:, :, None], tuple((x, x) for x in np.unique(g).tolist()))
+
+    @classmethod
+    def sampled(cls, g: Float[np.ndarray, " J"], t: Float[np.ndarray, "J k"], *, bounded: bool) -> "Law":
+        """Law of independent samples of g and of the coordinates t that it depends on, along :class:`Directions`.
+
+        Parameters
+        ----------
+        g, t
+            Samples, shapes (J,) and (J, k).
+        bounded
+            Whether g is bounded; the range of the samples is then taken for its support.
+        """
+        q = np.full(len(g), 1 / len(g))
+        support = (float(g.min()), float(g.max())) if bounded else (-math.inf, math.inf)
+        order = np.argsort(g)
+        return cls(g[order], q, q[:, None] * t[order], q[:, None, None] * _outer(t[order]), (support,))
+
+    @classmethod
+    def of(cls, glm: GLM, nodes: int = 4096) -> "Law":
+        """Law of g for a G-GLM by Gauss-Legendre panels in the Gaussian directions; exact sums over a discrete y.
+
+        Parameters
+        ----------
+        glm
+            The model.
+        nodes
+            Largest number of different values of g. What a density can resolve is the distance between two of them:
+            only far out in the tail of an unbounded law, where x times the density of H falls below some 1e-3, does
+            that matter.
+
+        Raises
+        ------
+        ValueError
+            If g is not finite somewhere.
+        """
+        predictions = _Predictions.of(glm)
+        parts_of = _discrete_parts if isinstance(glm.response, DiscreteResponse) else _continuous_parts
+        parts = parts_of(glm, predictions, nodes)
+        law = cls(
+            g=np.concatenate([part.g for part in parts]),
+            q=np.concatenate([part.q for part in parts]),
+            first=np.concatenate([part.first for part in parts]),
+            second=np.concatenate([part.second for part in parts]),
+            support=_stretched(merged([x for part in parts for x in part.ranges]), _far_curvatures(glm, predictions)),
+        )
+        return law._distinct().compressed(nodes)
+
+    # Its nodes ............................................................................................
+
+    @property
+    def bounded(self) -> bool:
+        """Whether g is bounded, and with it the spectrum (Remark 1)."""
+        return math.isfinite(self.support[0][0]) and math.isfinite(self.support[-1][1])
+
+    @cached_property
+    def spacing(self) -> Float[np.ndarray, " spaces"]:
+        """Distances of neighbouring nodes in the same interval of the support, zero between two; shape (J - 1,)."""
+        inner = np.zeros(len(self.g) - 1, dtype=bool)
+        for low, high in self.support:
+            inner |= (self.g[:-1] >= low) & (self.g[1:] <= high)
+        return np.where(inner, np.diff(self.g), 0.0)
+
+    @cached_property
+    def widths(self) -> Float[np.ndarray, " J"]:
+        """Distances of the nodes from their neighbours, zero for atoms."""
+        return np.where(self._atoms, 0.0, np.maximum(np.r_[0.0, self.spacing], np.r_[self.spacing, 0.0]))
+
+    @property
+    def _atoms(self) -> np.ndarray:
+        """Nodes of more than a thousandth of the weight, unless all are like that."""
+        heavy = self.q > 1e-3
+        return heavy & (heavy.sum() < 64)
+
+    def _distinct(self) -> "Law":
+        """The same law with equal values of g added up, and without nodes of no weight."""
+        mantissa, exponent = np.frexp(self.g)  # equal up to rounding
+        g, place = np.unique(np.ldexp(np.round(mantissa * 2.0**44) / 2.0**44, exponent), return_inverse=True)
+        q, first, second = (add_up(place, len(g), x) for x in (self.q, self.first, self.second))
+        keep = q > 1e-25
+        return Law(g[keep], q[keep] / q[keep].sum(), first[keep], second[keep], self.support)
+
+    def compressed(self, nodes: int) -> "Law":
+        """A law with fewer values of g, spread by local cubic interpolation; the moments of g up to the third stay.
+
+        A value that carries more than a thousandth of the weight is an atom and stays as it is.
+        """
+        if len(self.g) <= nodes:
+            return self
+        atoms = np.flatnonzero(self._atoms)
+        rest = np.setdiff1d(np.arange(len(self.g)), atoms)
+        g, order = self.g[rest], np.cumsum(self.q[rest])
+        low, middle, high = np.interp([0.25, 0.5, 0.75], order / order[-1], g)
+        width = (high - low) / 2 or 1.0
+        grid = middle + width * np.sinh(np.linspace(*np.arcsinh((g[[0, -1]] - middle) / width), nodes - len(atoms)))
+        start, share = _cubic_shares(g, grid)
+
+        def spread(moment: np.ndarray) -> np.ndarray:
+            columns = (-1, *[1] * (moment.ndim - 1))
+            added = sum(add_up(start + a, len(grid), share[a].reshape(columns) * moment[rest]) for a in range(4))
+            return np.concatenate([added, moment[atoms]])
+
+        places = np.concatenate([grid, self.g[atoms]])
+        order = np.argsort(places)
+        return Law(places[order], *(spread(x)[order] for x in (self.q, self.first, self.second)), self.support)
+
+    # Expectations over it .................................................................................
+
+    def _chunks(self, points: int) -> Iterator[slice]:
+        """Slices of so many points that a matrix over them and the nodes of g stays small."""
+        step = max(1, _CHUNK // len(self.g))
+        return (slice(start, start + step) for start in range(0, points, step))
+
+    def kappa(self, delta: Complex[np.ndarray, " Z"]) -> tuple[Complex[np.ndarray, " Z"], Complex[np.ndarray, " Z"]]:
+        """κ(δ) = E[g / (1 + g δ)] of (7) and its derivative, each of shape (Z,)."""
+        kappa, slope = np.empty_like(delta), np.empty_like(delta)
+        for chunk in self._chunks(len(delta)):
+            ratio = self.g / (1 + self.g * delta[chunk, None])
+            kappa[chunk] = ratio @ self.q
+            slope[chunk] = -(np.square(ratio, out=ratio) @ self.q)
+        return kappa, slope
+
+    def smeared_kappa(
+        self, delta: Complex[np.ndarray, " Z"]
+    ) -> tuple[Complex[np.ndarray, " Z"], Complex[np.ndarray, " Z"]]:
+        r"""The same as :meth:`kappa` with each node of g spread to a normal law as wide as the nodes lie apart.
+
+        It is :math:`\kappa = -\zeta - \zeta^2 s(\zeta)`, :math:`\zeta = -1/\delta`, with a Faddeeva function for the
+        Stieltjes transform s of a normal law.
+        """
+        width = math.sqrt(2) * np.maximum(self.widths, 1e-12 * np.abs(self.g).max())
+        zeta = -1 / delta
+        s, slope = np.empty_like(delta), np.empty_like(delta)
+        for chunk in self._chunks(len(delta)):
+            u = (zeta[chunk, None] - self.g) / width
+            w = wofz(u)
+            s[chunk] = 1j * math.sqrt(math.pi) * (w @ (self.q / width))
+            slope[chunk] = 1j * math.sqrt(math.pi) * ((2j / math.sqrt(math.pi) - 2 * u * w) @ (self.q / width**2))
+        return -zeta - zeta**2 * s, zeta**2 * (-1 - 2 * zeta * s - zeta**2 * slope)
+
+    def B(self, zeta: Float[np.ndarray, " Z"]) -> tuple[Float[np.ndarray, " Z"], Float[np.ndarray, " Z"]]:
+        """B(ζ) = E[g / (g - ζ)] and E[(g / (g - ζ))²] at real ζ outside the support of g, each of shape (Z,)."""
+        B, squares = np.empty_like(zeta), np.empty_like(zeta)
+        for chunk in self._chunks(len(zeta)):
+            ratio = self.g / (self.g - zeta[chunk, None])
+            B[chunk], squares[chunk] = ratio @ self.q, np.square(ratio, out=ratio) @ self.q
+        return B, squares
+
+    def Lambda(self, delta: Shaped[np.ndarray, " Z"]) -> Shaped[np.ndarray, "2 Z r r"]:
+        r"""Λ(δ) and its derivative, each of shape (Z, 1 + k, 1 + k), for real or complex δ.
+
+        .. math:: \Lambda = E\Big[\frac{g}{1 + g \delta}
+            \begin{pmatrix} 1 & t^\top \\ t & t t^\top - I \end{pmatrix}\Big].
+        """
+        k = self.first.shape[1]
+        result = np.empty((2, len(delta), 1 + k, 1 + k), dtype=delta.dtype)
+        columns = np.column_stack([self.q, self.first, self.second.reshape(len(self.g), -1)])
+        for chunk in self._chunks(len(delta)):
+            ratio = self.g / (1 + self.g * delta[chunk, None])
+            for order, factor in enumerate((ratio, -(ratio**2))):
+                moments = factor @ columns
+                block = result[order, chunk]
+                block[:, 0, 0] = moments[:, 0]
+                block[:, 0, 1:] = block[:, 1:, 0] = moments[:, 1 : 1 + k]
+                block[:, 1:, 1:] = moments[:, 1 + k :].reshape(len(moments), k, k)
+                block[:, 1:, 1:] -= moments[:, 0, None, None] * np.eye(k)
+        return result
+
+
+# The quadrature of a G-GLM ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Predictions:
+    """h = mean_h + σ t₁ and η = mean_η + a t₁ + b t₂; σ = a = 0 without w, b = 0 without a part of w* beside it."""
+
+    directions: Directions
+    mean_h: float
+    mean_eta: float
+    has_first: bool  # whether there is a t₁: w is not zero
+    has_second: bool  # whether there is a t₂: C^{1/2} w* is not along C^{1/2} w
+    sigma: float
+    a: float
+    b: float
+
+    @classmethod
+    def of(cls, glm: GLM) -> "_Predictions":
+        directions = Directions.of(glm)
+        has_first = bool(glm.w.any())
+        rest = directions.along_w_star[has_first:]  # of w*, beside w: none or one
+        return cls(
+            directions=directions,
+            mean_h=float(glm.w @ glm.mean),
+            mean_eta=float(glm.w_star @ glm.mean),
+            has_first=has_first,
+            has_second=rest.size == 1,
+            sigma=directions.along_w[0] if has_first else 0.0,
+            a=directions.along_w_star[0] if has_first else 0.0,
+            b=rest[0] if rest.size else 0.0,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Rule:
+    """A quadrature rule for a standard normal coordinate, and where its nodes between two kinks begin and end."""
+
+    nodes: np.ndarray
+    weights: np.ndarray
+    pieces: list[slice]
+
+    @classmethod
+    def absent(cls) -> "_Rule":
+        """For a coordinate that nothing depends on."""
+        return cls(np.zeros(1), np.ones(1), [slice(0, 1)])
+
+    @classmethod
+    def panels(cls, count: int, kinks: Sequence[float]) -> "_Rule":
+        """Gauss-Legendre panels between the kinks, with some ``count`` nodes."""
+        ends = [-_TAIL, *sorted(x for x in set(kinks) if abs(x) < _TAIL), _TAIL]
+        x, w = np.polynomial.legendre.leggauss(_PANEL)
+        nodes, weights, pieces = [], [], []
+        for low, high in pairwise(ends):
+            panels = max(1, round(count / _PANEL * (high - low) / (2 * _TAIL)))
+            edges = np.linspace(low, high, panels + 1)
+            half = np.diff(edges)[:, None] / 2
+            nodes.append((edges[:-1, None] + half * (1 + x)).ravel())
+            weights.append((half * w).ravel())
+            begin = sum(map(len, nodes[:-1]))
+            pieces.append(slice(begin, begin + len(nodes[-1])))
+        t = np.concatenate(nodes)
+        q = np.concatenate(weights) * np.exp(-(t**2) / 2)
+        return cls(t, q / q.sum(), pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """The product of a rule for t₁, with A nodes, and one for t₂, with B nodes."""
+
+    pieces: list[slice]  # of the A nodes, between the kinks in h
+    h: np.ndarray  # (A,)
+    eta: np.ndarray  # (A, B)
+    t: np.ndarray  # (A, B, k)
+    weight: np.ndarray  # (A, B)
+
+    @classmethod
+    def of(cls, glm: GLM, x: _Predictions, first: int, second: int) -> "_Grid":
+        """Some ``first`` nodes for t₁ and ``second`` for t₂, where the model depends on them.
+
+        The kinks in η are places in t₂ only where η depends on t₂ alone.
+        """
+        t1, t2 = _Rule.absent(), _Rule.absent()
+        if x.has_first:
+            t1 = _Rule.panels(first, [(h - x.mean_h) / x.sigma for h in glm.kinks])
+        if x.has_second:
+            t2 = _Rule.panels(second, [(eta - x.mean_eta) / x.b for eta in (() if x.a else glm.response.kinks)])
+        eta = x.mean_eta + (x.a * t1.nodes)[:, None] + x.b * t2.nodes
+        along = [t1.nodes[:, None]] * x.has_first + [t2.nodes] * x.has_second
+        return cls(
+            pieces=t1.pieces,
+            h=x.mean_h + x.sigma * t1.nodes,
+            eta=eta,
+            t=np.stack([np.broadcast_to(t, eta.shape) for t in along], -1) if along else np.zeros((*eta.shape, 0)),
+            weight=t1.weights[:, None] * t2.weights,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What one value of y, or of its noise, adds to the law; see :class:`Law`."""
+
+    g: np.ndarray
+    q: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    ranges: list[Interval]  # of g, between the kinks
+
+
+def _discrete_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Part]:
+    """One part for each value of y: g depends on t₁ alone, and t₂ and P(y | η) are summed over at each t₁."""
+    grid = _Grid.of(glm, predictions, first=nodes, second=_INNER)
+    parts = []
+    for y in glm.response.values:
+        g = _finite_curvature(glm, np.full(len(grid.h), y), grid.h)
+        chance = grid.weight * glm.response.probability(y, torch.from_numpy(grid.eta)).numpy()
+        q, first, second = (
+            np.einsum("ab,ab...->a...", chance, x) for x in (np.ones(grid.eta.shape), grid.t, _outer(grid.t))
+        )
+        parts.append(_Part(g, q, first, second, [_range(g[piece]) for piece in grid.pieces]))
+    return parts
+
+
+def _continuous_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Part]:
+    """One part for each node of the noise: every pair of t₁ and t₂ gives a value of g."""
+    both = predictions.has_first and predictions.has_second
+    count = 6 * math.isqrt(nodes) if both else nodes
+    grid = _Grid.of(glm, predictions, first=count, second=count)
+    y = glm.response.function(torch.from_numpy(grid.eta)).numpy()
+    h = np.broadcast_to(grid.h[:, None], grid.eta.shape).flatten()
+    t = grid.t.reshape(grid.eta.size, grid.t.shape[-1])
+    if glm.response.noise:
+        noise, chance = np.polynomial.hermite_e.hermegauss(_NOISE)
+        chance /= chance.sum()
+    else:
+        noise, chance = np.zeros(1), np.ones(1)
+    parts = []
+    for shift, share in zip(glm.response.noise * noise, chance, strict=True):
+        g, q = _finite_curvature(glm, (y + shift).ravel(), h), (share * grid.weight).ravel()
+        parts.append(_Part(g, q, q[:, None] * t, q[:, None, None] * _outer(t), [_range(g)]))
+    return parts
+
+
+def _finite_curvature(glm: GLM, y: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """The curvatures of the loss, shape (n,); refused if they are not finite."""
+    g = curvature(glm.loss, torch.from_numpy(y), torch.from_numpy(h)).numpy()
+    if not np.isfinite(g).all():
+        raise ValueError(f"the curvature of the loss is not finite at h = {h[~np.isfinite(g)][0]:g}")
+    return g
+
+
+def _far_curvatures(glm: GLM, predictions: _Predictions) -> np.ndarray:
+    """The curvatures at all t with coordinates 0 and ±30, and noise of as many standard deviations."""
+    along_w, along_w_star = predictions.directions.along_w, predictions.directions.along_w_star
+    k = len(along_w)
+    far = torch.tensor([-_FAR, 0.0, _FAR], dtype=torch.float64)
+    t = torch.cartesian_prod(*[far] * k).reshape(-1, k) if k else far.new_zeros(1, 0)
+    h = predictions.mean_h + t @ torch.from_numpy(along_w)
+    eta = predictions.mean_eta + t @ torch.from_numpy(along_w_star)
+    if isinstance(glm.response, DiscreteResponse):
+        y = torch.tensor(glm.response.values, dtype=torch.float64).repeat_interleave(len(h))
+        h = h.repeat(len(glm.response.values))
+    else:
+        noise = _FAR * glm.response.noise
+        y = torch.cat([glm.response.function(eta) + e for e in (-noise, 0.0, noise)])
+        h = h.repeat(3)
+    return curvature(glm.loss, y, h).numpy()
+
+
+def _stretched(support: tuple[Interval, ...], far: np.ndarray) -> tuple[Interval, ...]:
+    """The support of g with an infinite end where the far curvatures pass all that g is within the quadrature."""
+    low, high = support[0][0], support[-1][1]
+    slack = 0.5 * max(abs(low), abs(high))
+    first = -math.inf if far.min() < low - slack else low
+    last = math.inf if far.max() > high + slack else high
+    inner = [x for interval in support for x in interval][1:-1]
+    ends = [first, *inner, last]
+    return tuple(zip(ends[::2], ends[1::2], strict=True))
+
+
+def merged(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
+    """The union of closed intervals, as disjoint ones in order."""
+    union: list[Interval] = []
+    for low, high in sorted(intervals):
+        if union and low <= union[-1][1]:
+            union[-1] = (union[-1][0], max(high, union[-1][1]))
+        else:
+            union.append((low, high))
+    return tuple(union)
+
+
+def _range(g: np.ndarray) -> Interval:
+    return float(g.min()), float(g.max())
+
+
+def _outer(t: np.ndarray) -> np.ndarray:
+    """t tᵀ over the last axis."""
+    return t[..., :, None] * t[..., None, :]
+
+
+def _cubic_shares(x: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of the four grid points around each x, shape (J,), and their Lagrange polynomials at x, (4, J)."""
+    start = np.clip(np.searchsorted(grid, x) - 2, 0, len(grid) - 4)
+    share = np.ones((4, len(x)))
+    for a in range(4):
+        for b in range(4):
+            if a != b:
+                share[a] *= (x - grid[start + b]) / (grid[start + a] - grid[start + b])
+    return start, share
+
+
+def add_up(
+    place: Int[np.ndarray, " n"], size: int, values: Float[np.ndarray, "n ..."]
+) -> Float[np.ndarray, "{size} ..."]:
+    """Sums of the rows of ``values``, shape (n, ...), that go to the same of ``size`` places."""
+    columns = values.reshape(len(values), math.prod(values.shape[1:]))
+    sums = [np.bincount(place, weights=column, minlength=size) for column in columns.T]
+    return np.stack(sums, axis=-1).reshape(size, *values.shape[1:]) if sums else np.zeros((size, *values.shape[1:]))

@@ -1,0 +1,157 @@
+"""The law of g with the two directions, against exact moments and sampling."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+
+from common.liao_eigenspectra.glm import (
+    GLM,
+    LOGISTIC,
+    PHASE_RETRIEVAL,
+    ContinuousResponse,
+    curvature,
+    exponential_loss,
+    logistic_loss,
+    phase_retrieval_loss,
+)
+from common.liao_eigenspectra.law import Directions, Law
+from common.liao_eigenspectra.spectrum import LimitingSpectrum
+from common.liao_eigenspectra.spikes import Eigenspectrum
+
+
+def test_quadrature_of_a_discrete_response():
+    """Logistic response, exponential loss: g = exp(-y h) with y correlated with h through w*."""
+    p = 10
+    w, w_star, mean = np.eye(p)[:3] * [[0.7], [1.1], [0.4]]
+    w_star = w_star + 0.5 * w
+    glm = GLM(p=p, w=w, w_star=w_star, mean=mean + 0.3 * w, response=LOGISTIC, loss=exponential_loss)
+    law = Law.of(glm)
+    assert law.q.sum() == pytest.approx(1)
+    assert law.support[0][0] < 1e-3
+    assert math.isinf(law.support[-1][1])
+    assert not law.bounded
+    rng = np.random.default_rng(0)
+    t = rng.standard_normal((400_000, 2))
+    x = Directions.of(glm)
+    h, eta = glm.w @ glm.mean + t @ x.along_w, glm.w_star @ glm.mean + t @ x.along_w_star
+    y = np.where(rng.random(len(eta)) < 1 / (1 + np.exp(-eta)), 1.0, -1.0)
+    f = np.exp(-y * h) / (1 + 0.3 * np.exp(-y * h))
+    ratio = law.g / (1 + 0.3 * law.g)
+    for exact, samples in [
+        (ratio @ law.q, f),
+        *[((law.first.T @ ratio)[k], f * t[:, k]) for k in range(2)],
+        *[(np.tensordot(ratio, law.second, 1)[k, l], f * t[:, k] * t[:, l]) for k in range(2) for l in range(2)],
+    ]:
+        assert abs(exact - samples.mean()) < 4 * samples.std() / math.sqrt(len(samples))
+
+
+def test_quadrature_of_phase_retrieval():
+    """g = 3 h² - η² of two independent Gaussians: exact moments, and no end on either side."""
+    glm = GLM(p=4, w=np.eye(4)[0], w_star=2 * np.eye(4)[1], response=PHASE_RETRIEVAL, loss=phase_retrieval_loss)
+    law = Law.of(glm)
+    assert law.support == ((-math.inf, math.inf),)
+    assert law.q @ law.g == pytest.approx(3 - 4)
+    assert law.q @ law.g**2 == pytest.approx(27 - 24 + 48)
+    assert law.g @ law.second[:, 0, 0] == pytest.approx(9 - 4)
+    assert law.g @ law.second[:, 1, 1] == pytest.approx(3 - 12)
+    assert LimitingSpectrum(law, glm, 0.1).support == ((-math.inf, math.inf),)
+
+
+def test_quadrature_with_noise_kinks_and_atoms():
+    """Squared hinge loss: g is 0 or 1, with P(g = 1) = P(y h < 1) exactly, whatever the kink does to a smooth rule."""
+    glm = GLM(p=2, w=[0.8, 0.0], response=LOGISTIC, loss=lambda y, h: torch.relu(1 - y * h) ** 2 / 2, kinks=(-1.0, 1.0))
+    law = Law.of(glm)
+    assert law.support == ((0.0, 0.0), (1.0, 1.0))
+    assert law.q[1] == pytest.approx((1 + math.erf(1 / 0.8 / math.sqrt(2))) / 2, rel=1e-10)
+    noisy = GLM(
+        p=2, w=[1.0, 0.0], w_star=[0.0, 1.0], loss=lambda y, h: torch.tanh(y) * h**2 / 2,
+        response=ContinuousResponse(lambda eta: eta, noise=0.5),
+    )  # fmt: skip
+    law = Law.of(noisy)
+    normal = lambda y: math.exp(-(y**2) / 2.5) / math.sqrt(2.5 * math.pi)  # noqa: E731
+    exact = quad(lambda y: math.tanh(y) ** 2 * normal(y), -15, 15)[0]
+    assert law.q @ law.g**2 == pytest.approx(exact, rel=1e-6)
+    assert law.bounded
+
+
+def test_sampled_law_meets_the_quadrature(general_model):
+    glm = general_model
+    along_w = Directions.of(glm).along_w
+    t = np.random.default_rng(0).standard_normal((20_000, 2))
+    h = torch.from_numpy(glm.w @ glm.mean + t @ along_w)
+    g = curvature(logistic_loss, torch.ones_like(h), h).numpy()
+    sampled = Eigenspectrum(Law.sampled(g, t, bounded=True), glm, 0.2)
+    exact = Eigenspectrum.of(glm, 0.2)
+    assert np.allclose(sampled.support, exact.support, rtol=0.03)
+    assert sampled.spikes[-1].eigenvalue == pytest.approx(exact.spikes[-1].eigenvalue, rel=0.03)
+
+
+@pytest.mark.parametrize(("direction", "factor"), [("w", 3), ("w_star", -1)])
+def test_one_direction_alone_with_a_continuous_response(direction, factor):
+    """Phase retrieval without the other direction: g is 3 h² or -η²."""
+    glm = GLM(p=3, **{direction: [2.0, 0.0, 0.0]}, response=PHASE_RETRIEVAL, loss=phase_retrieval_loss)
+    law = Law.of(glm)
+    ends = sorted(abs(x) for x in law.support[0])
+    assert ends == [pytest.approx(0, abs=1e-3), math.inf]
+    assert law.q @ law.g == pytest.approx(factor * 4)
+    assert law.q @ law.g**2 == pytest.approx(factor**2 * 3 * 16)
+    assert law.g @ law.second[:, 0, 0] == pytest.approx(factor * 3 * 4)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, 2.0), (0.6, 1.5)])
+def test_expectations_over_both_directions_of_a_continuous_response(a, b):
+    """g = η² h² with h = t₁, η = a t₁ + b t₂: its products with 1, t₁², t₂² and t₁ t₂ have exact means."""
+    loss = lambda y, h: y * h**4 / 12  # noqa: E731
+    law = Law.of(GLM(p=2, w=[1.0, 0.0], w_star=[a, b], response=PHASE_RETRIEVAL, loss=loss))
+    assert law.q @ law.g == pytest.approx(3 * a**2 + b**2)
+    moments = np.tensordot(law.g, law.second, 1)
+    assert np.allclose(np.diag(moments), [15 * a**2 + 3 * b**2, 3 * a**2 + 3 * b**2])
+    assert moments[0, 1] == pytest.approx(6 * a * b, abs=1e-9)
+    assert np.allclose(law.g @ law.first, 0, atol=1e-9)
+
+
+def test_kappa_lambda_and_their_derivatives(general_model):
+    """Each derivative meets a difference; κ is the corner of Λ; B(ζ) = -κ/ζ at ζ = -1/δ."""
+    law, delta, step = Law.of(general_model), np.array([0.7 + 0.3j, -2.0 + 0.1j]), 1e-5
+    kappa, slope = law.kappa(delta)
+    value, derivative = law.Lambda(delta)
+    assert np.allclose(value[:, 0, 0], kappa)
+    assert np.allclose(derivative[:, 0, 0], slope)
+    assert np.allclose(derivative, (law.Lambda(delta + step)[0] - law.Lambda(delta - step)[0]) / (2 * step), atol=1e-8)
+    smeared, smeared_slope = law.smeared_kappa(delta)  # far from the real axis the width of the nodes does not count
+    assert np.allclose(smeared, kappa, rtol=1e-5)
+    assert np.allclose(smeared_slope, slope, rtol=1e-4)
+    zeta = np.array([-0.5, 1.3])
+    B, squares = law.B(zeta)
+    kappa, slope = law.kappa(-1 / zeta + 0j)
+    assert np.allclose(B, -kappa / zeta)
+    assert np.allclose(squares, -slope / zeta**2)
+
+
+def test_fewer_nodes_keep_the_moments():
+    law = Law.of(GLM(p=2, w=[1.5, 0.0], w_star=[0.5, 1.0], response=LOGISTIC, loss=exponential_loss))
+    few = law.compressed(300)
+    assert len(few.g) == 300 < len(law.g)
+    for power in range(4):
+        for moment in ("q", "first", "second"):
+            exact, kept = (np.tensordot(x.g**power, getattr(x, moment), 1) for x in (law, few))
+            assert np.allclose(kept, exact, rtol=1e-7, atol=1e-7 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Law.discrete([1.0, 2.0], [0.5, 0.6]), "add up to 1"),
+        (lambda: Law.discrete([1.0, math.inf]), "finite values"),
+        (
+            lambda: Law.of(GLM(p=2, w=[1.0, 0.0], response=LOGISTIC, loss=lambda y, h: h.sqrt())),
+            "curvature of the loss is not finite at h = -",
+        ),
+    ],
+)
+def test_bad_input_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

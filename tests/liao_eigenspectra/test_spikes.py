@@ -1,0 +1,188 @@
+"""Spikes, eigenvectors and the resolvent, Theorems 2 to 4 of Liao and Mahoney, against the paper and simulation."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+
+from common import paths
+from common.liao_eigenspectra.glm import GLM, LOGISTIC, halves, logistic_loss, square_loss
+from common.liao_eigenspectra.law import Directions, Law
+from common.liao_eigenspectra.spikes import Eigenspectrum
+
+LOGISTIC_MODEL = {"response": LOGISTIC, "loss": logistic_loss}
+
+
+@pytest.mark.parametrize("rho", [0.1, 0.499, 0.501, 0.8, 3.0])
+def test_corollary_1(rho):
+    """The transition of Baik, Ben Arous and Péché at ρ = √c."""
+    c, p = 0.25, 16
+    H = Eigenspectrum.of(GLM(p=p, mean=math.sqrt(rho) * halves(p), **LOGISTIC_MODEL), c)
+    low, high = H.support[0]
+    assert np.allclose([low, high], [0.25 * 0.25, 0.25 * 2.25])
+    assert len(H.spikes) == (rho > math.sqrt(c))
+    for spike in H.spikes:
+        assert spike.side == "right"
+        assert spike.multiplicity == 1
+        assert spike.eigenvalue == pytest.approx((1 + rho + c * (rho + 1) / rho) / 4, rel=1e-10)
+        assert spike.gap == pytest.approx(spike.eigenvalue - high, rel=1e-6)
+        assert spike.cosines == {"mean": pytest.approx((rho**2 - c) / (rho**2 + c * rho), rel=1e-8)}
+
+
+def test_corollary_2():
+    p, c, size = 16, 0.1, 2.0
+    H = Eigenspectrum.of(GLM(p=p, w=size * halves(p), **LOGISTIC_MODEL), c)
+    (spike,) = H.spikes
+    assert spike.side == "left"
+
+    def expected(m: complex, weight) -> float:
+        f = lambda r: weight(r) / (c * m + 2 + math.exp(-r) + math.exp(r))  # noqa: E731
+        return quad(lambda r: f(r) * math.exp(-((r / size) ** 2) / 2) / size / math.sqrt(2 * math.pi), -60, 60)[0]
+
+    m = H.stieltjes_transform(spike.eigenvalue).real
+    assert m == pytest.approx(1 / (expected(m, lambda r: 1) - spike.eigenvalue), rel=1e-7)
+    assert 1 + m * expected(m, lambda r: r**2 - size**2) / size**2 == pytest.approx(0, abs=1e-7)
+
+
+def paper_G(H: Eigenspectrum, glm: GLM, z: float) -> tuple[np.ndarray, np.ndarray]:
+    """G(z) of (8), with Λ of (9) by pseudo-inverses, and Vᵀ Q̄_b V; in the coordinates of C's eigenvectors."""
+    t = glm.eigenvalues
+    mean, w, w_star = (glm.to_eigenbasis(v) for v in (glm.mean, glm.w, glm.w_star))
+    V, U = np.column_stack([mean, t * w_star, t * w]), np.sqrt(t)[:, None] * np.column_stack([w_star, w])
+    basis = Directions.of(glm).basis
+    plus = np.linalg.pinv(U) @ basis  # U⁺ z, from the coordinates of z along the basis
+    delta = H.delta(z).real
+    f = H.law.g / (1 + H.law.g * delta)
+    zero, one, two = f @ H.law.q, plus @ (f @ H.law.first), plus @ np.tensordot(f, H.law.second, 1) @ plus.T
+    Lambda = np.block([[np.array([[zero]]), one[None]], [one[:, None], two - zero * np.linalg.pinv(U.T @ U)]])
+    form = V.T @ (V / (zero * t - z)[:, None])
+    return np.eye(3) + Lambda @ form, form
+
+
+def test_spikes_are_the_roots_of_the_papers_determinant(general_model):
+    """And Theorem 3 as printed gives the same alignments."""
+    glm = general_model
+    H = Eigenspectrum.of(glm, 0.15)
+    assert {spike.side for spike in H.spikes} == {"left", "right"}
+    for spike in H.spikes:
+        G, form = paper_G(H, glm, spike.eigenvalue)
+        left, values, right = np.linalg.svd(G)
+        assert values[-1] < 1e-6 * values[0]
+        v_l, v_r, step = left[:, -1], right[-1], 1e-5 * spike.eigenvalue
+        slope = (paper_G(H, glm, spike.eigenvalue + step)[0] - paper_G(H, glm, spike.eigenvalue - step)[0]) / (2 * step)
+        printed = -form @ np.outer(v_r, v_l) / (v_l @ slope @ v_r)
+        assert np.allclose(spike.alignment, printed, rtol=1e-4, atol=1e-6 * np.abs(printed).max())
+        assert spike.cosines["mean"] == pytest.approx(spike.alignment[0, 0] / (glm.mean @ glm.mean), rel=1e-8)
+        assert set(spike.cosines) == {"mean", "w", "w_star"}
+
+
+def test_spikes_and_alignments_meet_simulation():
+    """Left, right and between bulks; the error of one Hessian is of order p^(-1/2), that of the mean smaller."""
+    p, n, runs = 200, 2000, 16
+    mean, w = np.random.default_rng(5).standard_normal((2, p)) / math.sqrt(p)
+    mean -= w * (w @ mean) / (w @ w)
+    glm = GLM(p=p, mean=1.5 * mean, w=2.5 * w, **LOGISTIC_MODEL)
+    H, generator = Eigenspectrum.of(glm, p / n), torch.Generator().manual_seed(0)
+    low, high = H.spikes
+    assert (low.side, high.side) == ("left", "right")
+    measured = []
+    for _ in range(runs):
+        values, vectors = np.linalg.eigh(glm.hessian(glm.sample_features(n, generator), generator).numpy())
+        cosines = [(vectors[:, 0] @ w) ** 2 / (w @ w), (vectors[:, -1] @ mean) ** 2 / (mean @ mean)]
+        measured.append([values[0], values[-1], *cosines])
+    expected = [low.eigenvalue, high.eigenvalue, low.cosines["w"], high.cosines["mean"]]
+    error = np.std(measured, axis=0, ddof=1) / math.sqrt(runs)
+    assert (np.abs(np.mean(measured, axis=0) - expected) < 4 * error + 3 / p * np.abs(expected)).all()
+
+
+def test_a_spike_between_two_bulks():
+    p = 800
+    w = np.random.default_rng(0).standard_normal(p) / math.sqrt(p)
+    glm = GLM(p=p, w=w, mean=2 * w, covariance=([1.0, 4.0], [0.5, 0.5]), **LOGISTIC_MODEL)
+    H, generator = Eigenspectrum.of(glm, 800 / 6000), torch.Generator().manual_seed(0)
+    (spike,) = H.spikes
+    assert spike.side == "between"
+    values = np.linalg.eigvalsh(glm.hessian(glm.sample_features(6000, generator), generator).numpy())
+    assert spike.gap > 0.01
+    nearest = np.abs(values - spike.eigenvalue).argmin()
+    assert values[nearest] == pytest.approx(spike.eigenvalue, abs=0.006)
+    rest = np.delete(values, nearest)
+    (_, low), (high, _) = H.support
+    assert not ((rest > low + 0.005) & (rest < high - 0.005)).any()
+
+
+def test_multiplicity():
+    """w and w* that play the same part make an eigenvalue of multiplicity two."""
+    p = 20
+    w, w_star = 3 * np.eye(p)[:2]
+    glm = GLM(p=p, w=w, w_star=w_star, response=LOGISTIC, loss=square_loss)
+    t = np.random.default_rng(0).standard_normal((1000, 2))
+    t = np.concatenate([order * sign for order in (t, t[:, ::-1]) for sign in ([1, 1], [1, -1], [-1, 1], [-1, -1])])
+    law = Law.sampled(np.exp(-(t**2).sum(1) / 2), t, bounded=True)
+    (spike,) = Eigenspectrum(law, glm, 0.02).spikes
+    assert spike.multiplicity == 2
+    assert spike.cosines["w"] == pytest.approx(spike.cosines["w_star"])
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, -2.0])
+def test_parallel_and_missing_directions(factor):
+    """w* along w, or zero, changes nothing for a loss whose curvature does not see y."""
+    p = 30
+    w = 2.5 * halves(p)
+    reference = Eigenspectrum.of(GLM(p=p, w=w, **LOGISTIC_MODEL), 0.1)
+    H = Eigenspectrum.of(GLM(p=p, w=w, w_star=factor * w, **LOGISTIC_MODEL), 0.1)
+    assert np.allclose(H.support, reference.support)
+    assert H.spikes[0].eigenvalue == pytest.approx(reference.spikes[0].eigenvalue)
+    assert H.spikes[0].cosines["w"] == pytest.approx(reference.spikes[0].cosines["w"])
+
+
+def test_no_direction_at_all():
+    H = Eigenspectrum.of(GLM(p=5, **LOGISTIC_MODEL), 0.5)
+    assert H.spikes == ()
+    assert np.allclose(H.support, [((1 - math.sqrt(0.5)) ** 2 / 4, (1 + math.sqrt(0.5)) ** 2 / 4)])
+
+
+# Theorem 4, and the rates of convergence ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loss", "fall_of_trace"), [(square_loss, 4.0), (logistic_loss, 2.0)])
+def test_deterministic_equivalent_and_its_rates(loss, fall_of_trace):
+    """From p to 4 p: forms aᵀ Q b are off by O(p^(-1/2)); tr Q / p by O(1/p) if g is constant.
+
+    If g is random its own sample of n values is off by O(n^(-1/2)), which the trace inherits; its bias is O(1/p).
+    """
+    sizes, runs, z = (40, 160), 80, np.array([0.2 + 0.15j])
+    generator, errors = torch.Generator().manual_seed(0), []
+    for p in sizes:
+        mean, w, w_star = np.linalg.qr(np.random.default_rng(1).standard_normal((p, 3)))[0].T
+        covariance = ([0.5, 2.0], [0.5, 0.5])
+        glm = GLM(p=p, mean=mean, w=2 * w, w_star=w_star, covariance=covariance, response=LOGISTIC, loss=loss)
+        H, n = Eigenspectrum.of(glm, 0.25), 4 * p
+        m, forms = H.stieltjes_transform(z)[0], [(w, w), (w, mean), (w_star, mean)]
+        expected = np.array([m, *(H.resolvent(z, a, b)[0] for a, b in forms)])
+        measured = []
+        for _ in range(runs):
+            Q = np.linalg.inv(glm.hessian(glm.sample_features(n, generator), generator).numpy() - z[0] * np.eye(p))
+            measured.append([np.trace(Q) / p, *(a @ Q @ b for a, b in forms)])
+        deviation = np.array(measured) - expected
+        errors.append(np.sqrt(np.mean(np.abs(deviation) ** 2, axis=0)))
+        allowed = 4 * np.std(measured, axis=0) / math.sqrt(runs) + 4 / p * np.abs(m)
+        assert (np.abs(deviation.mean(axis=0)) < allowed).all()
+    falls = errors[0] / errors[1]
+    assert 0.7 * fall_of_trace < falls[0] < 1.4 * fall_of_trace
+    assert 1.4 < np.exp(np.log(falls[1:]).mean()) < 2.8
+
+
+def test_the_example_of_the_readme(capsys):
+    code, _ = re.findall(r"```python\n(.*?)```", (paths.ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("((")
+
+
+def test_a_law_of_other_directions_is_refused(general_model):
+    law = Law.sampled(np.ones(3), np.zeros((3, 1)), bounded=True)
+    with pytest.raises(ValueError, match="the law has 1 coordinates t, the features have 2"):
+        Eigenspectrum(law, general_model, 0.5)
