@@ -1,4 +1,4 @@
-"""Eigenvectors of the Hessian of all parameters from those of the output Hessian: Wu et al. (2022), App C."""
+"""Output Hessians: what the full Hessian has of them, and their form in the weights: Wu et al. (2022), App C, G.1."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,3 +63,20 @@ def gauss_newton_forms(layers: Sequence[LayerHessian], V: Float[Tensor, "P k"]) 
         total = total + layer.B.mT @ outputs
         start += m * n + m
     return total.square().sum((0, 1)) / len(total)
+
+
+def halved_products(weights: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "c _"]]:
+    """S⁽ᵖ⁾/2^(L − p) of all layers p = 1, ..., L, with S⁽ᵖ⁾ = W⁽ᴸ⁾ ⋯ W⁽ᵖ⁺¹⁾ the product of the later weights.
+
+    Around A they give M̃⁽ᵖ⁾ = 4^(p − L) S⁽ᵖ⁾ᵀ A S⁽ᵖ⁾, (272): about the output Hessian of a network at initialization,
+    where half of the units after each layer are active.
+
+    Parameters
+    ----------
+    weights
+        W⁽¹⁾, ..., W⁽ᴸ⁾ of fully connected layers, without biases; the first one does not enter.
+    """
+    products = [torch.eye(len(weights[-1]), dtype=weights[-1].dtype, device=weights[-1].device)]
+    for W in reversed(weights[1:]):
+        products.append(products[-1] @ W / 2)
+    return products[::-1]

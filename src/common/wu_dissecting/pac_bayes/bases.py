@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from common.hessian.layer import layer_hessian
+from common.wu_dissecting.output_hessian import halved_products
 
 #: Of every layer (m, n + 1), the bias last.
 Weights = Sequence[Float[Tensor, "_ _"]]
@@ -42,10 +43,8 @@ def kronecker_factors(
     layers = [layer_hessian(network, f"fc{k}", X) for k in range(1, len(weights) + 1)]
     outputs = [layer.output_hessian for layer in layers]
     if approximated:
-        S = torch.eye(len(weights[-1]), dtype=X.dtype, device=X.device)
-        for p in reversed(range(len(weights) - 1)):
-            S = S @ weights[p + 1][:, :-1] / 2
-            outputs[p] = S.T @ outputs[-1] @ S
+        products = halved_products([W[:, :-1] for W in weights])
+        outputs = [*(S.T @ outputs[-1] @ S for S in products[:-1]), outputs[-1]]
     return [(output, layer.autocorrelation) for output, layer in zip(outputs, layers, strict=True)]
 
 
