@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import dblquad
 
 from common.dong_quantifying import block_norms as theory
-from common.dong_quantifying.block_norms_sampled import hidden_block_norms, linear_block_norms
+from common.dong_quantifying.block_norms_sampled import hidden_block_norms, linear_block_norms, mask_limits
 
 FIELDS = ("h1", "h1_squared", "h2", "h2_squared")
 
@@ -80,8 +80,8 @@ def test_limits_at_infinite_c_against_sampling_and_against_the_printed_ones(m):
         assert abs(samples.h_ij(gamma).deviation(theory.h_ij_limit(gamma, m))) < 4.5
         assert samples.h_ij(gamma).deviation(theory.h_ij_limit_printed(gamma, m)) < -5
     for estimate, derived, printed in (
-        (theory.Estimate.of(samples.q_ii), theory.q_ii_limit(m), theory.q_ii_limit_printed(m)),
-        (theory.Estimate.of(samples.q_ij), theory.q_ij_limit(m), theory.q_ij_limit_printed(m)),
+        (theory.SampledValue.of(samples.q_ii), theory.q_ii_limit(m), theory.q_ii_limit_printed(m)),
+        (theory.SampledValue.of(samples.q_ij), theory.q_ij_limit(m), theory.q_ij_limit_printed(m)),
     ):
         assert abs(estimate.deviation(derived)) < 4.5
         assert estimate.deviation(printed) < -5
@@ -93,15 +93,24 @@ def test_hidden_moments_against_simulated_networks():
     moments = theory.hidden_moments(C, m, 3000, 64, generator(1))
     networks = list(hidden_block_norms(300, 300, m, [C], 600, generator(2)))
     for predicted, name in ((moments.h_ii(gamma), "ce_ii"), (moments.h_ij(gamma), "ce_ij")):
-        measured = theory.Estimate.of(torch.cat([getattr(n, name) for n in networks]) / 300)
+        measured = theory.SampledValue.of(torch.cat([getattr(n, name) for n in networks]) / 300)
         assert abs(predicted.value - measured.value) < 4.5 * math.hypot(predicted.error, measured.error)
         assert measured.error < 0.05 * measured.value
     for exact, name in ((theory.u_ii(gamma, C, m), "mse_ii"), (theory.u_ij(gamma, C, m), "mse_ij")):
-        measured = theory.Estimate.of(torch.cat([getattr(n, name) for n in networks]) / 300)
+        measured = theory.SampledValue.of(torch.cat([getattr(n, name) for n in networks]) / 300)
         assert abs(measured.deviation(exact)) < 4.5
     # What (92) prints loses the covariance that V induces; the networks see it.
-    ce_ij = theory.Estimate.of(torch.cat([n.ce_ij for n in networks]) / 300)
+    ce_ij = theory.SampledValue.of(torch.cat([n.ce_ij for n in networks]) / 300)
     assert ce_ij.deviation(moments.h_ij_printed(gamma)) < -2.5
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+def test_norms_of_the_masks_against_the_constants_of_31(gamma):
+    m = 4
+    for sampled, name in zip(mask_limits(gamma, m, (40, 80), 600, generator(3)), ("ii", "ij"), strict=True):
+        printed = (1 + 2 * gamma) / (4 * m**2) if name == "ii" else (1 + 4 * gamma) / (16 * m**2)
+        assert abs(sampled.deviation(printed)) < 4.5
+        assert sampled.error < 0.02 * printed
 
 
 def test_hidden_moments_tend_to_the_derived_limits():
@@ -111,7 +120,7 @@ def test_hidden_moments_tend_to_the_derived_limits():
     for name, power, limit in (("h_ij", 1, theory.h_ij_limit(gamma, m)), ("q_ii", 2, theory.q_ii_limit(m))):
         estimates = []
         for C, moments in values.items():
-            sample = moments.h_ij(gamma) if name == "h_ij" else theory.Estimate.of(moments.q_ii)
+            sample = moments.h_ij(gamma) if name == "h_ij" else theory.SampledValue.of(moments.q_ii)
             estimates.append((C**power * sample.value, C**power * sample.error))
         (coarse, coarse_error), (fine, fine_error) = estimates
         extrapolated, error = (4 * fine - coarse) / 3, math.hypot(4 * fine_error, coarse_error) / 3
@@ -169,6 +178,7 @@ def test_hidden_simulation_against_autograd(C):
         (lambda: next(linear_block_norms(3, 3, [0], 1, generator())), "at least 2"),
         (lambda: next(linear_block_norms(3, 3, [8, 4], 1, generator())), "must increase"),
         (lambda: next(hidden_block_norms(3, 3, 1, [4], 1, generator())), "m must be at least 2"),
+        (lambda: mask_limits(1.0, 4, (80, 40), 2, generator()), "two increasing sizes"),
         (lambda: theory.sampled_limits(2, 10, generator()), "at least 3"),
     ],
 )

@@ -15,31 +15,36 @@ All functions use the paper's normalization: no factor 2 in the Hessian of the M
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from scipy.integrate import quad
 from torch import Tensor
 
+#: A number, or one for each draw.
+Number = TypeVar("Number", float, Tensor)
+
 
 @dataclass(frozen=True)
-class Estimate:
-    """A Monte-Carlo mean and its standard error."""
+class SampledValue:
+    """A value found by sampling, and its standard error."""
 
     value: float
     error: float
 
     @classmethod
-    def of(cls, samples: Tensor) -> "Estimate":
-        """Mean and standard error of independent samples, shape (R,)."""
+    def of(cls, samples: Float[Tensor, "R"]) -> "SampledValue":
+        """Mean and standard error of independent samples."""
         return cls(samples.mean().item(), samples.std().item() / math.sqrt(len(samples)))
 
     def interval(self, width: float = 1.96) -> tuple[float, float]:
-        """The mean plus and minus ``width`` standard errors."""
+        """The value plus and minus ``width`` standard errors."""
         return self.value - width * self.error, self.value + width * self.error
 
     def deviation(self, value: float) -> float:
-        """Distance of ``value`` from the mean in standard errors."""
+        """How many standard errors ``value`` lies above the sampled one."""
         return (value - self.value) / self.error
 
 
@@ -71,10 +76,13 @@ def _check_classes(C: int, least: int = 2) -> None:
         raise ValueError(f"the number of classes C must be at least {least}, got {C}")
 
 
-def _moments_from_power_sums(C: int, s2: float, s3: float, s4: float, s2_squared: float) -> LinearMoments:
-    """Exchangeability: E[h] from the expected power sums s_k = E[sum_c p_c^k] and E[(sum_c p_c²)²]."""
+def _moments_from_power_sums(C: int, s2: Number, s3: Number, s4: Number, s2_squared: Number) -> tuple[Number, ...]:
+    """The four moments, by exchangeability, from the expected power sums s_k = E[sum_c p_c^k] and E[(sum_c p_c²)²].
+
+    Without the expectations, from one draw of p or from many, it gives samples whose means are the moments.
+    """
     pairs = C * (C - 1)
-    return LinearMoments(C, (1 - s2) / C, (s2 - 2 * s3 + s4) / C, (1 - s2) / pairs, (s2_squared - s4) / pairs)
+    return (1 - s2) / C, (s2 - 2 * s3 + s4) / C, (1 - s2) / pairs, (s2_squared - s4) / pairs
 
 
 def linear_moments(C: int) -> LinearMoments:
@@ -114,7 +122,7 @@ def linear_moments(C: int) -> LinearMoments:
         return value / math.factorial(k - 1)
 
     s2, s3, s4 = C * integral(2, 2), C * integral(3, 3), C * integral(4, 4)
-    return _moments_from_power_sums(C, s2, s3, s4, s4 + C * (C - 1) * integral(4, 2, 2))
+    return LinearMoments(C, *_moments_from_power_sums(C, s2, s3, s4, s4 + C * (C - 1) * integral(4, 2, 2)))
 
 
 def sampled_linear_moments(C: int, draws: int, generator: torch.Generator) -> tuple[LinearMoments, LinearMoments]:
@@ -122,6 +130,11 @@ def sampled_linear_moments(C: int, draws: int, generator: torch.Generator) -> tu
 
     Every draw of C Gaussians serves all C classes and all pairs of classes, which are exchangeable: ``draws``
     vectors reach the error of about ``draws * C`` draws of the pair (h1, h2). Memory is bounded by 64 MB.
+
+    Raises
+    ------
+    ValueError
+        If C < 2.
     """
     _check_classes(C)
     chunk = max(1, min(draws, 2**21 // C))
@@ -134,13 +147,8 @@ def sampled_linear_moments(C: int, draws: int, generator: torch.Generator) -> tu
         s4 = (square * square).sum(1, dtype=torch.float64)
         sums.append(torch.stack([s2, s3, s4, s2**2]))
     sums = torch.cat(sums, dim=1)
-    samples = _moments_from_power_sums(C, *sums)
-    fields = ("h1", "h1_squared", "h2", "h2_squared")
-    estimates = [Estimate.of(getattr(samples, f)) for f in fields]
-    return (
-        LinearMoments(C, *(e.value for e in estimates)),
-        LinearMoments(C, *(e.error for e in estimates)),
-    )
+    moments = [SampledValue.of(samples) for samples in _moments_from_power_sums(C, *sums)]
+    return LinearMoments(C, *(m.value for m in moments)), LinearMoments(C, *(m.error for m in moments))
 
 
 def g_ii_limit(gamma: float) -> float:
@@ -171,22 +179,22 @@ class HiddenMoments:
         Squared norms of E[p_i (1 - p_i) σσᵀ | V] and E[p_i p_j σσᵀ | V], averaged over classes and their pairs.
     """
 
-    xi: Tensor
-    xi_squared: Tensor
-    xi_pair: Tensor
-    eta: Tensor
-    eta_squared: Tensor
-    eta_pair: Tensor
-    q_ii: Tensor
-    q_ij: Tensor
+    xi: Float[Tensor, "R"]
+    xi_squared: Float[Tensor, "R"]
+    xi_pair: Float[Tensor, "R"]
+    eta: Float[Tensor, "R"]
+    eta_squared: Float[Tensor, "R"]
+    eta_pair: Float[Tensor, "R"]
+    q_ii: Float[Tensor, "R"]
+    q_ij: Float[Tensor, "R"]
 
-    def h_ii(self, gamma: float) -> Estimate:
+    def h_ii(self, gamma: float) -> SampledValue:
         """Limit of E||H_{w_i w_i}||²/d under CE: (91) with E over V taken of the square, not before it."""
-        return Estimate.of(gamma * self.xi_squared + self.xi_pair)
+        return SampledValue.of(gamma * self.xi_squared + self.xi_pair)
 
-    def h_ij(self, gamma: float) -> Estimate:
+    def h_ij(self, gamma: float) -> SampledValue:
         """Limit of E||H_{w_i w_j}||²/d under CE: (92), corrected like :meth:`h_ii`."""
-        return Estimate.of(gamma * self.eta_squared + self.eta_pair)
+        return SampledValue.of(gamma * self.eta_squared + self.eta_pair)
 
     def h_ii_printed(self, gamma: float) -> float:
         """The right-hand side of (91) as printed."""
@@ -197,7 +205,7 @@ class HiddenMoments:
         return gamma * self.eta_squared.mean().item() + self.eta.mean().item() ** 2
 
 
-def _square_of_mean(samples: Tensor) -> Tensor:
+def _square_of_mean(samples: Float[Tensor, "S ..."]) -> Float[Tensor, "..."]:
     """Unbiased estimate of E[x]² from independent samples along dim 0: the mean of x_s x_t over s ≠ t."""
     S = len(samples)
     return (samples.sum(0) ** 2 - (samples**2).sum(0)) / (S * (S - 1))
@@ -348,20 +356,20 @@ def q_ij_limit_printed(m: int) -> float:
 class LimitSamples:
     """Independent samples, shape (R,), whose means are limits at C = ∞; see :func:`sampled_limits`."""
 
-    xi_squared: Tensor
-    xi_pair: Tensor
-    eta_squared: Tensor
-    eta_pair: Tensor
-    q_ii: Tensor
-    q_ij: Tensor
+    xi_squared: Float[Tensor, "R"]
+    xi_pair: Float[Tensor, "R"]
+    eta_squared: Float[Tensor, "R"]
+    eta_pair: Float[Tensor, "R"]
+    q_ii: Float[Tensor, "R"]
+    q_ij: Float[Tensor, "R"]
 
-    def h_ii(self, gamma: float) -> Estimate:
+    def h_ii(self, gamma: float) -> SampledValue:
         """Limit of h_ii."""
-        return Estimate.of(gamma * self.xi_squared + self.xi_pair)
+        return SampledValue.of(gamma * self.xi_squared + self.xi_pair)
 
-    def h_ij(self, gamma: float) -> Estimate:
+    def h_ij(self, gamma: float) -> SampledValue:
         """Limit of C h_ij."""
-        return Estimate.of(gamma * self.eta_squared + self.eta_pair)
+        return SampledValue.of(gamma * self.eta_squared + self.eta_pair)
 
 
 def sampled_limits(m: int, draws: int, generator: torch.Generator) -> LimitSamples:

@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from common.dong_quantifying.block_norms import SampledValue
 from common.hessian.gram import squared_gram, weighted_gram_norms
 
 
@@ -40,7 +42,7 @@ def _class_chunks(counts: Sequence[int], N: int, entries: int = 2**22) -> Iterat
 
 def linear_block_norms(
     d: int, N: int, class_counts: Sequence[int], realizations: int, generator: torch.Generator
-) -> Iterator[Tensor]:
+) -> Iterator[Float[Tensor, "K 2"]]:
     """Squared norms of the blocks (1, 1) and (1, 2) of the linear model under CE, (5), one realization after another.
 
     Parameters
@@ -100,12 +102,12 @@ class HiddenNorms:
         Of these, the part that has no V: the matrices L_ii and L_ij of Section 7.2.2.
     """
 
-    ce_ii: Tensor
-    ce_ij: Tensor
-    mse_ii: Tensor
-    mse_ij: Tensor
-    mask_ii: Tensor
-    mask_ij: Tensor
+    ce_ii: Float[Tensor, "K"]
+    ce_ij: Float[Tensor, "K"]
+    mse_ii: Float[Tensor, "K"]
+    mse_ij: Float[Tensor, "K"]
+    mask_ii: Float[Tensor, ""]
+    mask_ij: Float[Tensor, ""]
 
 
 def hidden_block_norms(
@@ -121,6 +123,10 @@ def hidden_block_norms(
         Number of hidden ReLU neurons, at least 2; W ~ N(0, 1/d), V ~ N(0, 1/m).
     class_counts, realizations
         As in :func:`linear_block_norms`.
+
+    Yields
+    ------
+    HiddenNorms
 
     Raises
     ------
@@ -156,3 +162,51 @@ def hidden_block_norms(
                 mse.append(inner**2 * mask_norms)
         norms = (torch.stack(ce), torch.stack(mse), mask_norms)
         yield HiddenNorms(*(x[..., which].mean(-1) for x in norms for which in (diagonal, ~diagonal)))
+
+
+def mask_limits(
+    gamma: float, m: int, sizes: tuple[int, int], realizations: int, generator: torch.Generator
+) -> tuple[SampledValue, SampledValue]:
+    r"""Limits of :math:`E\|L_{ii}\|_F^2/(m^2 d)` and :math:`E\|L_{ij}\|_F^2/(m^2 d)` from networks of two sizes.
+
+    These are the constants of (31): V is independent of the masked matrices L, and
+    :math:`E(\sum_k V_{ki}^2)^2 \approx C^2/m^2` and :math:`E(\sum_k V_{ki}V_{kj})^2 = C/m^2` are exact moments, so that
+    only the norms of L need simulation. Their error of order 1/N is extrapolated away.
+
+    Parameters
+    ----------
+    gamma
+        d/N.
+    m
+        Number of hidden neurons.
+    sizes
+        Two values of N, the smaller one first.
+    realizations
+        Networks of each size.
+
+    Returns
+    -------
+    tuple of SampledValue
+        For the diagonal and the off-diagonal blocks.
+
+    Raises
+    ------
+    ValueError
+        If the sizes do not increase, or as :func:`hidden_block_norms`.
+    """
+    small, large = sizes
+    if not 0 < small < large:
+        raise ValueError(f"two increasing sizes N are needed, got {small} and {large}")
+    means = []
+    for N in sizes:
+        d = round(gamma * N)
+        networks = list(hidden_block_norms(d, N, m, [2], realizations, generator))
+        masks = [torch.stack([getattr(x, name) for x in networks]) for name in ("mask_ii", "mask_ij")]
+        means.append([SampledValue.of(norms * (1 / (m**2 * d))) for norms in masks])
+    return tuple(
+        SampledValue(
+            (large * fine.value - small * coarse.value) / (large - small),
+            math.hypot(large * fine.error, small * coarse.error) / (large - small),
+        )
+        for coarse, fine in zip(*means, strict=True)
+    )

@@ -1,4 +1,4 @@
-"""The papers' networks: for now multilayer perceptrons without biases, as lists of weight matrices."""
+"""The paper's networks: perceptrons without biases, as lists of weight matrices."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +32,4 @@ def lecun_weights(widths: Sequence[int], generator: torch.Generator) -> list[Flo
     """
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"at least two widths of at least 1 are needed, got {list(widths)}")
-    return [
-        torch.randn(out, inputs, generator=generator) / math.sqrt(inputs)
-        for inputs, out in pairwise(widths)
-    ]
+    return [torch.randn(out, inputs, generator=generator) / math.sqrt(inputs) for inputs, out in pairwise(widths)]
