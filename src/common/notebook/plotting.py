@@ -1,9 +1,10 @@
-"""One look for every figure: style, colours by meaning, block heat maps, scaling plots."""
+"""One look for every figure: style, colours by meaning, grids of panels, block heat maps, scaling plots."""
 
 from collections.abc import Sequence
 from textwrap import fill
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -114,6 +115,49 @@ def mean_points(ax: Axes, x: ArrayLike, samples: ArrayLike, **style: object) -> 
     """
     means, intervals = zip(*(mean_interval(column) for column in np.asarray(samples).T), strict=True)
     ax.errorbar(x, means, np.abs(np.transpose(intervals) - means), **{"fmt": "o", "ms": 3} | style)
+
+
+def band(ax: Axes, x: ArrayLike, samples: ArrayLike, *, label: str = "", **style: object) -> None:
+    """Draw the mean of realizations as a line, in a band of one standard deviation of them to either side.
+
+    Parameters
+    ----------
+    x : array, shape (K,)
+    samples : array, shape (R, K)
+    label
+        Of the line; the band is then in the legend too.
+    style
+        Of the line, passed to :meth:`matplotlib.axes.Axes.plot`.
+    """
+    mean, deviation = np.mean(samples, axis=0), np.std(samples, axis=0)
+    (line,) = ax.plot(x, mean, label=label or None, **style)
+    ax.fill_between(
+        x, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.25, lw=0,
+        label="± 1 standard deviation" if label else None,
+    )  # fmt: skip
+
+
+def panels(count: int, columns: int, *, height: float, sharex: bool = False) -> tuple[Figure, list[Axes]]:
+    """A page of equal panels, row by row; where the last row is not full, nothing is drawn.
+
+    Parameters
+    ----------
+    height
+        Of a row, in inches.
+
+    Returns
+    -------
+    Figure, list of Axes
+        As many as ``count``; the last ``columns`` of them are the lowest in their columns.
+    """
+    rows = -(-count // columns)
+    fig, grid = plt.subplots(rows, columns, figsize=(7.2, 0.4 + rows * height), sharex=sharex, squeeze=False)
+    axes = list(grid.flat)
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    for ax in axes[max(0, count - columns) : count]:
+        ax.tick_params(labelbottom=True)
+    return fig, axes[:count]
 
 
 def scaling_axes(ax: Axes, xlabel: str, ylabel: str, *, log_y: bool = True) -> None:
