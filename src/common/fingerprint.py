@@ -213,7 +213,8 @@ def _step(here: Definition) -> set[Definition]:
         statements = source.bindings[here.name] if here.name else source.effects
         for statement in statements:
             for dotted in _imported(statement, here.name):
-                found |= _at(dotted.split("."))
+                if module_file(dotted) is None:  # of a module counts what is taken from it, where that is named
+                    found |= _at(dotted.split("."))
         kept = [s for s in statements if not isinstance(s, ast.Import | ast.ImportFrom)]
         _steps[here] = found | _named(kept, source, here.module)
     return _steps[here]

@@ -162,7 +162,7 @@ def test_costs_survive_in_the_text(repository):
     text = gallery_text(RECORDS, costs)
     assert "- From a cold cache: 83 s, 412 MB" in text
     assert text.count("- From a cold cache: –") == 2
-    (repository() / "figures" / "README.md").write_text(text)
+    (repository(*RECORDS) / "figures" / "README.md").write_text(text)
     assert committed_costs() == costs
 
 
@@ -210,7 +210,6 @@ def test_costs_are_those_of_a_cold_run_measured_here_or_carried_over(repository)
     took(root, RECORDS[0], 999, source="cd" * 32)  # an earlier source; not what the record records
     took(root, RECORDS[2], 0.2)
     gallery.write_gallery()
-    written = root / "figures" / "README.md"
     measured = {("laptop", LINEAR): (83, 300), ("laptop", HIDDEN): (1, 300)}
     assert committed_costs() == measured
 

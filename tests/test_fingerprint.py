@@ -1,0 +1,265 @@
+"""What a result depends on: every edit that can change it changes its key, and nothing else does."""
+
+import ast
+import importlib
+import random
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from common import fingerprint, paths
+from common.fingerprint import Definition, FingerprintError, digest, reached_by, reached_by_code, syntax
+from common.pipeline import prepare
+
+TOY = {
+    "__init__": '"""Package."""\n',
+    "base": '''"""Base."""
+import math
+from math import floor as down
+
+SCALE = 2  # a scale
+
+class Shape:
+    """A shape."""
+    side: int = 3
+
+    def area(self) -> float:
+        """Its area."""
+        return SCALE * self.side**2
+
+def unused():
+    return 5
+
+math.pi
+''',
+    "user": '''"""User."""
+from common.toy import base
+from common.toy.base import Shape
+
+def draw(x):
+    print(x)
+
+def helper(x: int) -> int:
+    # a comment
+    return x + base.down(1.5)
+
+def make(n):
+    """Make."""
+    from common.toy.late import LATE
+    return helper(n) * Shape().area() + LATE
+''',
+    "late": "LATE = 1\nEARLY = 2\n",
+}
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A package of three modules; a function that writes one of them anew and gives the digest of ``make``."""
+    folder = tmp_path / "src" / "common" / "toy"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("")
+    for name, text in TOY.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.setattr(paths, "SOURCE", tmp_path / "src")
+
+    def key(module="base", old="", new=""):
+        assert old in TOY[module]
+        (folder / f"{module}.py").write_text(TOY[module].replace(old, new))
+        found = digest(fingerprint._closed([Definition("common.toy.user", "make")]))
+        (folder / f"{module}.py").write_text(TOY[module])
+        fingerprint._refresh()
+        return found
+
+    return key
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("base", "SCALE = 2", "SCALE = 3"),
+        ("base", "self.side**2", "self.side**3"),
+        ("base", "side: int = 3", "side: int = 4"),
+        ("base", "floor as down", "ceil as down"),
+        ("base", "math.pi\n", "math.e\n"),
+        ("base", "class Shape:", "class Shape(dict):"),
+        ("user", "return x +", "return x -"),
+        ("user", "helper(n)", "helper(n + 1)"),
+        ("late", "LATE = 1", "LATE = 7"),
+    ],
+)
+def test_an_edit_that_can_change_the_result_gives_another_key(toy, module, old, new):
+    assert toy(module, old, new) != toy()
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("base", "# a scale", "# the scale of all"),
+        ("base", '"""Its area."""', '"""The area of it."""'),
+        ("base", '"""A shape."""\n    side', "side"),
+        ("base", "SCALE = 2", "SCALE = (\n    2\n)"),
+        ("base", "return 5", "return 6"),
+        ("user", "print(x)", "print(x, x)"),
+        ("user", "x: int) -> int", "x: float) -> float"),
+        ("late", "EARLY = 2", "EARLY = 3"),
+    ],
+)
+def test_other_edits_do_not(toy, module, old, new):
+    assert toy(module, old, new) == toy()
+
+
+def test_versions_of_what_computes_count_and_of_what_does_not_do_not(tmp_path, monkeypatch):
+    lock = (paths.ROOT / "requirements.lock").read_text()
+    assert [line.partition("==")[0] for line in fingerprint.locked_versions()] == list(fingerprint.COMPUTING)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+
+    def key(text):
+        (tmp_path / "requirements.lock").write_text(text)
+        return digest([])
+
+    version = next(line for line in lock.splitlines() if line.startswith("scipy=="))
+    other = next(line for line in lock.splitlines() if line.startswith("jupyterlab=="))
+    assert key(lock.replace(version, "scipy==0.0.1")) != key(lock)
+    assert key(lock.replace(other, "jupyterlab==0.0.1")) == key(lock)
+
+
+def test_what_has_no_name_is_refused():
+    for function in (lambda: None, test_what_has_no_name_is_refused, prepare.main.__class__):
+        with pytest.raises(FingerprintError, match="no function at the top of a module of common"):
+            reached_by(function)
+
+
+def test_a_module_that_is_handed_about_counts_whole():
+    names = {d.name for d in reached_by_code("from common.notebook import intervals\nf(intervals)\n")}
+    assert {"mean_interval", "bootstrap", "log_log_slope"} <= names
+    one = {d.name for d in reached_by_code("from common.notebook import intervals\nintervals.exact(1)\n")}
+    assert "exact" in one and "bootstrap" not in one
+
+
+# Every kind of result that is kept
+
+
+#: Modules that hand results on and make none.
+NEUTRAL = {"common.cache", "common.fingerprint", "common.paths"}
+
+
+class Watch:
+    """Notes for each function whose results are kept what runs while it makes one."""
+
+    def __init__(self):
+        self.ran: dict[str, set[tuple[str, str]]] = {}
+        self._source = str(paths.SOURCE)
+        self._here = threading.local()
+
+    def _place(self, code):
+        if not code.co_filename.startswith(self._source):
+            return None
+        parts = Path(code.co_filename).relative_to(self._source).with_suffix("").parts
+        return ".".join(parts).removesuffix(".__init__"), code.co_qualname.partition(".")[0]
+
+    def __call__(self, frame, event, argument):
+        making = self._here.__dict__.setdefault("making", [])
+        if event == "return" and making and making[-1][0] is frame:
+            making.pop()
+        if event != "call" or (place := self._place(frame.f_code)) is None:
+            return
+        back = frame.f_back
+        while back is not None and self._place(back.f_code) is None:  # checks of types stand between
+            back = back.f_back
+        if back is not None and self._place(back.f_code) == ("common.cache", "cached") and place[0] not in NEUTRAL:
+            making.append((frame, ".".join(place)))
+        for _, kind in making:
+            self.ran.setdefault(kind, set()).add(place)
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """Of each function whose results are kept what ran and what counts, all notebooks prepared at the quick scale."""
+    patch, watch = pytest.MonkeyPatch(), Watch()
+    own = tmp_path_factory.mktemp("cache")
+    (paths.CACHE / "data").mkdir(parents=True, exist_ok=True)
+    (own / "data").symlink_to(paths.CACHE / "data")  # decoded images
+    patch.setattr(paths, "CACHE", own)
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    threading.setprofile(watch)
+    try:
+        for ident in paths.notebook_ids():
+            prepare.run_cells(ident, {})
+    finally:
+        sys.setprofile(before)
+        threading.setprofile(None)
+        patch.undo()
+    made = {folder.name for folder in own.iterdir() if folder.name != "data"}
+    assert {kind.removeprefix("common.") for kind in watch.ran} == made
+    functions = (kind.rpartition(".") for kind in watch.ran)
+    return {
+        f"{module}.{name}": (watch.ran[f"{module}.{name}"], reached_by(getattr(importlib.import_module(module), name)))
+        for module, _, name in functions
+    }
+
+
+def test_all_that_runs_in_the_making_of_a_result_counts(kinds):
+    """So no edit of code that ran can leave the key as it was."""
+    assert len(kinds) >= 8
+    for kind, (ran, reached) in kinds.items():
+        modules = {d.module for d in reached} | NEUTRAL
+        missed = {
+            place
+            for place in ran
+            if Definition(*place) not in reached and place[0] not in NEUTRAL and not place[1].startswith("<")
+        }
+        assert missed == set(), f"{kind} runs what does not count"
+        assert {module for module, _ in ran} <= modules
+
+
+def changed(statement):
+    """A definition that computes something else, and one that says something else."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        body = [*statement.body, ast.parse("changed = 1").body[0]]
+        other = type(statement)(**{**vars(statement), "body": body})
+    else:
+        other = ast.If(ast.Constant(True), [statement], [])
+    return ast.unparse(ast.fix_missing_locations(other))
+
+
+def test_an_edit_of_any_module_changes_the_keys_that_it_can_reach_and_its_words_do_not(kinds, tmp_path, monkeypatch):
+    source = tmp_path / "src"
+    shutil.copytree(paths.SOURCE / "common", source / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(paths, "SOURCE", source)
+    rng = random.Random(0)
+    tried = set()
+    for kind, (_, reached) in kinds.items():
+        before = digest(reached)
+        for module in sorted({d.module for d in reached if d.name}):
+            file = fingerprint.module_file(module)
+            text = file.read_text()
+            names = {d.name for d in reached if d.module == module}
+            chosen = [
+                s
+                for s in ast.parse(text).body
+                if {*fingerprint._bound(s)} & names and not isinstance(s, ast.Import | ast.ImportFrom)
+            ]
+            if not chosen:
+                continue
+            statement, lines = rng.choice(chosen), text.splitlines()
+            first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))]) - 1
+            above, own, below = lines[:first], lines[first : statement.end_lineno], lines[statement.end_lineno :]
+            file.write_text("\n".join(["# other words", *above, "", "", "# of this too", *own, "", *below]))
+            assert digest(reached) == before, f"{kind}: words of {module}, line {first + 1}"
+            file.write_text("\n".join([*above, changed(statement), *below]))
+            assert digest(reached) != before, f"{kind}: {module}, line {first + 1}"
+            file.write_text(text)
+            tried.add(module)
+    assert len(tried) >= 15
+
+
+def test_syntax_holds_what_computes_and_nothing_else():
+    text = 'def f(x, *, y: int = 1) -> str:\n    """Words."""\n    return -x  # more\n'
+    assert syntax(ast.parse(text)) == (
+        "Module(body=[FunctionDef(name='f',args=arguments(args=[arg(arg='x')],kwonlyargs=[arg(arg='y')],"
+        "kw_defaults=[Constant(value=1)]),body=[Return(value=UnaryOp(op=USub(),operand=Name(id='x')))])])"
+    )
