@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -14,8 +15,9 @@ import pytest
 import yaml
 
 from common import paths
+from common.notebook.papers import ARXIV, PAPERS, link
 from common.notebook.provenance import parameter_defaults, resolve_parameters
-from common.notebook.run import PAPERS, record_schema
+from common.notebook.run import record_schema
 from common.pipeline import gallery
 from common.pipeline.execute import SCALES, scale_parameters, task
 
@@ -61,13 +63,29 @@ def test_there_are_notebooks():
 
 @each_notebook
 def test_notebook_belongs_to_a_paper_and_cites_it(ident):
-    first = load(paths.notebook_path(ident))["cells"][0]
+    paper, first = ident.partition("/")[0], load(paths.notebook_path(ident))["cells"][0]
     assert first["cell_type"] == "markdown"
-    names, _, title = citation(ident.partition("/")[0])
+    names, _, title = citation(paper)
     text = " ".join(source(first).replace("*", "").split()).lower()
     assert source(first).startswith("# ")
     assert title.lower() in text
     assert names[0].lower() in text
+    assert link(paper) in source(first)
+
+
+@each_notebook
+def test_notebook_reads_as_an_argument(ident):
+    """Claim, reading, criteria, parameters; words after each figure; the numbers, and last the verdicts."""
+    everything = load(paths.notebook_path(ident))["cells"]
+    first = [source(cell) for cell in everything[:3]]
+    for text, word in zip(first, ("**Claim", "**Reading", "**Criteria"), strict=True):
+        assert word in text
+    assert "parameters" in everything[3]["metadata"].get("tags", [])
+    for cell, following in pairwise(everything):
+        if re.search(r"^\s*run\.save\(", source(cell), re.M):
+            assert following["cell_type"] == "markdown", f"what is to be seen?\n{source(cell)}"
+            assert len(source(following)) > 80
+    assert [source(cell).strip() for cell in everything[-2:]] == ["run.measurements()", "run.finish()"]
 
 
 @each_notebook
@@ -76,6 +94,15 @@ def test_notebook_is_short(ident):
     for cell in cells(ident, "code"):
         code = [line for line in source(cell).splitlines() if line.strip() and not line.strip().startswith("#")]
         assert len(code) <= 25 or cell in tagged(ident, "parameters"), f"an algorithm in a notebook?\n{source(cell)}"
+        assert "fmt: skip" not in source(cell)
+
+
+@each_notebook
+def test_what_is_prepared_needs_neither_the_run_nor_what_draws(ident):
+    for cell in tagged(ident, "prepare"):
+        names = {node.id for node in ast.walk(ast.parse(source(cell))) if isinstance(node, ast.Name)}
+        assert not names & {"run", "plt", "tqdm", "display"}
+        assert "common.notebook.run" not in source(cell) and "matplotlib" not in source(cell)
 
 
 @each_notebook
@@ -178,7 +205,7 @@ def test_gallery_is_up_to_date():
 # The tree
 
 
-def test_modules_import_only_what_stands_above_them():
+def test_no_paper_imports_another_and_common_rooms_know_none():
     lint = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([lint, "--no-cache"], cwd=paths.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -231,6 +258,10 @@ def test_citation_names_the_project_and_the_papers():
     assert cff["title"].startswith(project["name"])
     cited = [([a["family-names"] for a in r["authors"]], r.get("year"), r["title"]) for r in cff["references"]]
     assert cited == [citation(paper) for paper in PAPERS]
+    numbers = [[i["value"] for i in r.get("identifiers", []) if i["type"] == "other"] for r in cff["references"]]
+    assert numbers == [[f"arXiv:{ARXIV[paper]}"] if paper in ARXIV else [] for paper in PAPERS]
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(link(paper) in readme for paper in ARXIV)
 
 
 @pytest.mark.parametrize("name", [".ci/run", ".github/workflows/test.yml"])

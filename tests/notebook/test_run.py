@@ -2,6 +2,7 @@
 
 import errno
 import json
+import subprocess
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -11,15 +12,19 @@ import torch
 
 from common import paths
 from common.data import DataSource
-from common.notebook.intervals import bootstrap, largest, log_log_slope, mean_interval, smallest
+from common.notebook.claims import above, below, exactly, identifier, inside, meets
+from common.notebook.intervals import bootstrap, exact, largest, log_log_slope, mean_interval, smallest, spread
 from common.notebook.plotting import block_heatmap
-from common.notebook.provenance import ParameterError, resolve_parameters, source_hash
-from common.notebook.run import Run, above, below, exactly, inside, meets
+from common.notebook.provenance import IdentityError, ParameterError, resolve_parameters, source_hash
+from common.notebook.run import Run
 
 IDENT = "dong_quantifying/toy"
 PARAMETERS = """C: int = 3  # classes; paper: 10
 lr: float = 1  # step; paper: 0.1
-sizes: list = [1, 2]  # sizes; paper: none"""
+sizes: list = [1, 2]  # sizes; paper: 5 each
+name: str = "a"  # of a network; paper: "b"
+words: int = 1  # counted; paper: not stated"""
+VALUES = {"C": 3, "lr": 1.0, "sizes": [1, 2], "name": "a", "words": 1}
 
 
 @pytest.fixture
@@ -30,13 +35,13 @@ def notebook(tmp_path, monkeypatch):
     path = tmp_path / "notebooks" / f"{IDENT}.ipynb"
     path.parent.mkdir(parents=True)
     cell = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-    cells = [cell, nbformat.v4.new_code_cell("from common.notebook.run import Run")]
+    cells = [cell, nbformat.v4.new_code_cell(f'from common.notebook.run import Run\nrun = Run("{IDENT}", globals())')]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     return path
 
 
 def start(stand_in=False, **namespace):
-    run = Run(IDENT, namespace, title="A toy", figures=["1"])
+    run = Run(IDENT, VALUES | namespace, title="A toy", figures=["1"])
     run.uses(DataSource("toy data", "generated, seed 0", None, 5, stand_in))
     return run
 
@@ -102,8 +107,7 @@ def test_record_is_written_valid_and_the_same_twice(notebook):
     texts = []
     for _ in range(2):
         run = start(C=4, lr=0.5, sizes=[3])
-        assert run.parameters == {"C": 4, "lr": 0.5, "sizes": [3]}
-        assert run.paper_values(C=10, lr=0.5) == "C: 4 instead of 10"
+        assert run.parameters == VALUES | {"C": 4, "lr": 0.5, "sizes": [3]}
         claim(run)
         fig, ax = plt.subplots()
         ax.plot([1, 2])
@@ -115,10 +119,14 @@ def test_record_is_written_valid_and_the_same_twice(notebook):
     record = json.loads((run.out / "toy.json").read_text())
     assert record["numbers"] == {"array": [0, 1, 2], "tensor": [1.0, 1.0], "nested": {"x": 0.5}}
     assert record["scale"] == "custom"
-    assert record["reduced"] == ["C: 4 instead of 10"]
+    assert record["reduced"] == [
+        "C: 4 instead of 10", "lr: 0.5 instead of 0.1", "sizes: [3] instead of 5 each", "name: a instead of b",
+    ]  # fmt: skip
     assert record["source"] == source_hash(notebook, run.parameters)
-    assert "reproduced" in repr(table)
+    assert "reproduced" in repr(table) and "-2.0" not in repr(table).replace("within [-2.2", "")
     assert "<td" in table._repr_html_()
+    assert "[-2.1, -1.9]" in repr(run.measurements())
+    assert json.loads((run.out / "spared.json").read_text()) == {"seconds": 0.0}
 
 
 def test_numbers_that_are_not_finite_are_refused_by_name(notebook):
@@ -136,7 +144,7 @@ def test_a_run_without_claims_or_figures_is_no_record(notebook):
 
 
 def test_wrong_parameters_are_named_with_the_right_ones(notebook):
-    with pytest.raises(ParameterError, match=r"no parameter 'classes'; it has C: int, lr: float, sizes: list"):
+    with pytest.raises(ParameterError, match=r"no parameter 'classes'; it has C: int, lr: float, sizes: list, name"):
         resolve_parameters(notebook, {"classes": 3})
     with pytest.raises(ParameterError, match=r"C must be int, got '3'"):
         start(C="3")
@@ -144,6 +152,89 @@ def test_wrong_parameters_are_named_with_the_right_ones(notebook):
         start(C=True)
     with pytest.raises(ValueError, match="unknown paper"):
         Run("nobody/toy", {}, title="x")
+
+
+def test_what_differs_from_the_paper_is_read_off_the_comments(notebook):
+    run = start(C=10, lr=0.1, sizes=[5, 5], name="b")
+    assert run.unlike_paper() == ""
+    assert start().unlike_paper("C", "words") == "C: 3 instead of 10"
+    assert "unlike the paper: C: 3 instead of 10, lr: 1.0 instead of 0.1" in start().small_print()
+    with pytest.raises(KeyError):
+        run.unlike_paper("D")
+
+
+@pytest.mark.parametrize(
+    ("namespace", "message"),
+    [
+        ({"size": [3]}, "there is no parameter 'size'; did you mean 'sizes'"),
+        ({"word": 3}, "there is no parameter 'word'; did you mean 'words'"),
+        ({"sizes": None, "sizs": [3]}, "the parameter 'sizes' is not set; did you mean it by 'sizs'"),
+        ({"C": None}, "the parameter 'C' is not set; run the cell tagged"),
+    ],
+)
+def test_a_name_that_looks_like_a_misspelt_parameter_is_refused(notebook, namespace, message):
+    names = {name: value for name, value in (VALUES | namespace).items() if value is not None}
+    with pytest.raises(ParameterError, match=message):
+        Run(IDENT, names, title="A toy")
+    start(words_of_mine="fine", sizes_by_name={"a": 1}, n=3)
+
+
+@pytest.fixture
+def committed(notebook, monkeypatch):
+    """The toy notebook, committed in a repository of its own; gives a function that saves it with other parameters."""
+    root = notebook.parents[2]
+    monkeypatch.setattr(paths, "ROOT", root)
+    (root / "requirements.lock").write_text("")
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@y", "-C", str(root)]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "toy"]):
+        subprocess.run([*git, *command], check=True)
+
+    def save(old, new):
+        content = nbformat.read(notebook, 4)
+        content.cells[0].source = PARAMETERS.replace(old, new)
+        nbformat.write(content, notebook)
+
+    return save
+
+
+def test_a_saved_change_of_a_default_is_custom(committed):
+    assert start().scale == "quick"
+    committed("C: int = 3", "C: int = 4")
+    assert start(C=4).scale == "custom"
+    assert start(C=3).scale == "quick"
+
+
+def test_a_parameter_that_the_committed_notebook_does_not_have_is_refused(committed):
+    committed("C: int", "classes: int")
+    names = {"classes": 3, **{name: value for name, value in VALUES.items() if name != "C"}}
+    with pytest.raises(ParameterError, match="the committed notebook has no parameter 'classes'; did you mean 'C'"):
+        Run(IDENT, names, title="A toy")
+    committed("C: int = 3", "more: int = 1  # of something; paper: 1\nC: int = 3")
+    assert Run(IDENT, VALUES | {"more": 1}, title="A toy").scale == "custom"  # one more is a development
+
+
+def test_a_copy_or_a_renamed_notebook_is_refused(notebook):
+    copy = notebook.with_name("toy_copy.ipynb")
+    copy.write_text(notebook.read_text())
+    with pytest.raises(IdentityError, match=r"toy_copy.ipynb runs under the name of dong_quantifying/toy: write"):
+        start()
+    notebook.unlink()
+    with pytest.raises(IdentityError, match=r"there is no notebook dong_quantifying/toy.ipynb: if this one was copied"):
+        start()
+
+
+def test_the_verdict_of_the_committed_record_stands_beside(notebook, monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
+    run = start()
+    claim(run)
+    run._figures.append("toy_a.png")
+    assert repr(run.finish()).splitlines()[1].endswith("reproduced        -")
+    for scale, verdict in (("laptop", "untested"), ("paper", "not reproduced")):
+        file = tmp_path / "figures" / scale / f"{IDENT}.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"claims": [{"id": "slope", "verdict": verdict}]}))
+        header, line = repr(run.finish()).splitlines()
+        assert header.endswith(f"verdict, {scale}") and line.endswith(verdict)
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(notebook, monkeypatch):
@@ -162,7 +253,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(notebook, monkeypatch)
         with pytest.raises(OSError, match="No space left"):
             run.finish()
     assert (run.out / "toy.json").read_bytes() == old
-    assert [p.name for p in run.out.iterdir()] == ["toy.json"]
+    assert sorted(p.name for p in run.out.iterdir()) == ["spared.json", "toy.json"]
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -174,8 +265,32 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     covered = [low <= 3.0 <= high for _, (low, high) in (bootstrap(np.mean, x, seed=1, resamples=400) for x in many)]
     assert 0.87 < np.mean(covered) <= 1
     assert mean_interval([2.0, 2.0, 2.0]) == (2.0, (2.0, 2.0))
+    assert bootstrap(np.mean, np.full(5, 2.0), seed=0) == (2.0, (2.0, 2.0))
+    with pytest.raises(ValueError, match="at least 2"):
+        bootstrap(np.mean, [1.0], seed=0)
     with pytest.raises(ValueError, match="at least 2"):
         mean_interval([1.0])
+
+
+def test_bootstrap_of_a_skewed_statistic_covers_better_than_percentiles():
+    """BCa is right to second order: the variance of 15 log-normal numbers, whose percentile interval is too low."""
+    rng = np.random.default_rng(0)
+    truth = (np.e - 1) * np.e
+    covered = {"bca": 0, "percentile": 0}
+    for k in range(60):
+        x = rng.lognormal(size=40)
+        low, high = bootstrap(np.var, x, seed=k, resamples=400)[1]
+        covered["bca"] += low <= truth <= high
+        resampled = [np.var(rng.choice(x, len(x))) for _ in range(400)]
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        covered["percentile"] += low <= truth <= high
+    assert covered["bca"] > covered["percentile"]
+
+
+def test_estimates_without_sampling():
+    assert exact(2, 0.5) == (2.0, (1.5, 2.5))
+    assert spread([2, 1, 5]) == (2.0, (1.0, 5.0))
+    assert identifier("fc1:LeNet5-(fc1-80) CIFAR-10") == "fc1_lenet5_fc1_80_cifar_10"
 
 
 def test_extremes_take_the_extreme_ends():

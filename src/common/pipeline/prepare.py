@@ -5,6 +5,8 @@ checkpoint, so that a command that ran out of time is simply given again:
 
     python -m common.pipeline.prepare wu_dissecting/fig04_overlap --scale paper --minutes 9
 
+A pattern such as ``'wu_dissecting/*'`` stands for all notebooks that match it and have such cells.
+
 These cells see the parameters and each other, so they import what they need; nothing of Jupyter is needed for them,
 nor of what draws. ``--list`` names what is missing and can be made at once, and ``--piece NAME`` makes one of it: that
 is how each training becomes a job of its own on a cluster (:mod:`common.pipeline.workflow`). What needs a piece that is
@@ -14,6 +16,7 @@ missing, such as eigenpairs of a network that is not trained, is named once that
 import argparse
 import ast
 import contextlib
+import fnmatch
 import json
 import os
 import signal
@@ -88,18 +91,24 @@ def _try_piece(ident: str, overrides: Mapping[str, object], piece: str) -> None:
         traceback.print_exc()
 
 
+def matching(pattern: str) -> list[str]:
+    """Notebooks that match a glob pattern and have cells tagged ``prepare``."""
+    idents = [ident for ident in paths.notebook_ids() if fnmatch.fnmatchcase(ident, pattern)]
+    return [ident for ident in idents if code_cells(read_notebook(paths.notebook_path(ident)), "prepare")]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: 0 when all is made, 3 when time ran out before, 2 for what makes no sense."""
     parser = argparse.ArgumentParser(prog="python -m common.pipeline.prepare", description=__doc__.partition("\n")[0])
-    parser.add_argument("notebook", help="<paper>/<notebook>")
+    parser.add_argument("notebook", help="<paper>/<notebook>, or a pattern such as 'wu_dissecting/*'")
     parser.add_argument("--scale", choices=("quick", "laptop", "paper"), default="paper")
     parser.add_argument("--minutes", type=float, help="stop after so long; the same call goes on")
     parser.add_argument("--list", action="store_true", help="name what is missing, as a line of JSON, and make nothing")
     parser.add_argument("--piece", help="make this one only")
     options = parser.parse_args(arguments)
-    ident = options.notebook
-    if ident not in paths.notebook_ids():
-        print(f"prepare: there is no notebook {ident!r}; names are written <paper>/<notebook>", file=sys.stderr)
+    idents = matching(options.notebook)
+    if not idents:
+        print(f"prepare: no notebook that matches {options.notebook!r} has cells to prepare", file=sys.stderr)
         return 2
 
     def out_of_time(*_: object) -> None:
@@ -108,25 +117,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGALRM, out_of_time)
     if os.environ.get("HESSIAN_TETHERED"):
         stop_with_parent()
+    ident = idents[0]
     try:
-        overrides = _overrides(ident, options.scale)
         if options.list:
-            print(json.dumps(make_some(ident, overrides)))
+            print(json.dumps([name for one in idents for name in make_some(one, _overrides(one, options.scale))]))
             return 0
         signal.setitimer(signal.ITIMER_REAL, 60 * (options.minutes or 0))
-        if options.piece:
-            _try_piece(ident, overrides, options.piece)
-            return 0
-        run_cells(ident, overrides)
+        for ident in idents:
+            if options.piece:
+                _try_piece(ident, _overrides(ident, options.scale), options.piece)
+            else:
+                run_cells(ident, _overrides(ident, options.scale))
+                print(f"{ident}: all is made", flush=True)
     except ParameterError as error:
-        print(f"prepare: {error}", file=sys.stderr)
+        print(f"prepare: {ident}: {error}", file=sys.stderr)
         return 2
     except _OutOfTime:
         print(f"{ident}: {options.minutes:g} minutes are over; call again to go on", flush=True)
         return AGAIN
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    print(f"{ident}: all is made")
     return 0
 
 
