@@ -9,7 +9,7 @@ from torch import nn
 
 from common.hessian.block_lanczos import top_eigenpairs
 from common.hessian.layer import ConvolutionHessian, LayerHessian, layer_hessians
-from common.hessian.operators import FullHessian, SymmetricOperator, ZeroOperator
+from common.hessian.operators import FullHessian, KroneckerProduct, SymmetricOperator, ZeroOperator
 from common.hessian.spectral_measure import edge_eigenvalues, lanczos, lanczos_measures
 from common.li_adaptive.hinge_hessian import BipartitePart, TridiagonalGOE, hinge_hessian
 
@@ -92,6 +92,12 @@ def goe():
     return TridiagonalGOE(20, seed=1), torch.from_numpy(dense)
 
 
+def kronecker():
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(k, k, generator=generator, dtype=torch.float64) for k in (3, 7))
+    return KroneckerProduct(A + A.T, B @ B.T), torch.kron(A + A.T, B @ B.T)
+
+
 def zero():
     return ZeroOperator(20, torch.float64, torch.device("cpu")), torch.zeros(20, 20, dtype=torch.float64)
 
@@ -102,7 +108,7 @@ def doubled():
     return operator + 1.0 * operator, 2 * dense
 
 
-KINDS = [layer, convolution, full, hinge, bipartite, goe, zero]
+KINDS = [layer, convolution, full, hinge, bipartite, goe, kronecker, zero]
 
 
 @pytest.fixture(params=[*KINDS, doubled], ids=lambda kind: kind.__name__)

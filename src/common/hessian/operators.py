@@ -70,6 +70,25 @@ class ZeroOperator(SymmetricOperator):
         return torch.zeros_like(V)
 
 
+class KroneckerProduct(SymmetricOperator):
+    """A ⊗ B of two symmetric matrices; a vector is an m × n matrix, row by row.
+
+    Parameters
+    ----------
+    A, B
+        (m, m) and (n, n).
+    """
+
+    def __init__(self, A: Float[Tensor, "m m"], B: Float[Tensor, "n n"]):
+        super().__init__(len(A) * len(B), A.dtype, A.device)
+        self._A, self._B = A, B
+
+    def _product(self, V: Float[Tensor, "mn k"]) -> Float[Tensor, "mn k"]:
+        m, n, k = len(self._A), len(self._B), V.shape[1]
+        left = (self._A @ V.reshape(m, n * k)).view(m, n, k)
+        return (self._B @ left).view(m * n, k)
+
+
 class FullHessian(SymmetricOperator):
     """Hessian of the mean cross-entropy loss by all parameters of a network.
 
