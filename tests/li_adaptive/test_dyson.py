@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from common.hessian.convergence import ConvergenceError
-from common.li_adaptive.dyson import DysonEquation, smoothed_density
+from common.li_adaptive.dyson import (
+    DysonEquation,
+    correlated_entries,
+    distance,
+    excess_kurtosis,
+    mean_share,
+    smoothed_density,
+)
 
 X = np.linspace(-3, 3, 25)
 
@@ -86,3 +93,25 @@ def test_what_cannot_be_solved():
         DysonEquation.of_samples(np.zeros((1, 3, 3)))
     with pytest.raises(ConvergenceError, match="did not converge"):
         wigner(3).solve(np.array([1e-9j]), iterations=3)
+
+
+def test_conditions_on_the_entries():
+    rng = np.random.default_rng(4)
+    G = rng.standard_normal((20_000, 5, 5))
+    H = G + G.transpose(0, 2, 1)
+    H[:, range(5), range(5)] = 0  # constant entries do not count
+    assert mean_share(H) < 1e-3
+    assert mean_share(H + 1) == pytest.approx(25 / (25 + 40), rel=0.02)
+    assert excess_kurtosis(H) < 0.1
+    signs = rng.choice([-1.0, 1.0], size=(20_000, 1, 1))
+    assert correlated_entries(H) == 0
+    assert correlated_entries(np.abs(H) + 3 * signs) == 14  # one sign in all entries
+    uniform = rng.uniform(size=(20_000, 3, 3))
+    assert excess_kurtosis(uniform) == pytest.approx(1.2, rel=0.05)
+
+
+def test_distance_of_densities():
+    x = np.linspace(-9, 9, 2001)
+    one, other = (np.exp(-((x - at) ** 2) / 2) / np.sqrt(2 * np.pi) for at in (0, 1))
+    assert distance(x, one, one) == 0
+    assert distance(x, one, other) == pytest.approx(0.3829249, rel=1e-4)  # 2 Φ(1/2) − 1

@@ -6,7 +6,7 @@ import torch
 
 from common.li_adaptive.hinge_hessian import formed_hessian
 from common.li_adaptive.networks import initialize, perceptron, vgg
-from common.li_adaptive.normalization import gradient_size, take_steps
+from common.li_adaptive.normalization import gradient_size, single_gradients, take_steps
 
 
 def network_at(c, layers):
@@ -66,3 +66,29 @@ def test_a_gradient_that_vanishes_makes_no_step():
     network[0].weight.data.zero_()
     found = take_steps(network, [(x, y)] * 3, (x, y), dynamic=0.01)
     assert (found.step == 0).all() and (found.risk == 1).all()
+
+
+def test_a_network_is_left_as_it_is():
+    x, y = data()
+    network = network_at(1.0, 3).train()
+    before = [p.clone() for p in network.parameters()]
+    gradient_size(network, x, y)
+    found = take_steps(network, [(x, y)] * 3, (x, y), constant=0.1)
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
+    assert all(module.training for module in network.modules())
+    step = torch.autograd.grad(torch.relu(1 - y * network(x)).mean(), list(network.parameters()))
+    once = take_steps(network, [(x, y)], (x, y), constant=0.1).network
+    for new, old, part in zip(once.parameters(), before, step, strict=True):
+        torch.testing.assert_close(new, old - 0.1 * part)
+    assert not torch.equal(next(found.network.parameters()), before[0])
+
+
+def test_single_gradients_are_those_of_the_output():
+    squares = single_gradients([8, 16], [2, 3], networks=3, seed=5)
+    assert squares.shape == (3, 2, 2)
+    generator = torch.Generator().manual_seed(5 + 1)
+    network = perceptron([8, 8, 8])
+    initialize(network, "fan-in", generator, scale=2.0)
+    T = network(torch.randn(1, 8, generator=generator)).sum()
+    expected = sum(float(g.square().sum()) for g in torch.autograd.grad(T, list(network.parameters())))
+    assert squares[1, 1, 0] == pytest.approx(expected, rel=1e-4)

@@ -12,7 +12,8 @@ smoothed by a Cauchy law of width η. It is solved by M ← (M − (z − A + S[
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Inexact
+from scipy import stats
 
 from common.hessian.convergence import ConvergenceError
 
@@ -54,8 +55,8 @@ class DysonEquation:
         """N."""
         return len(self.mean)
 
-    def apply(self, R: np.ndarray) -> np.ndarray:
-        """S[R] for one matrix or a stack of them, (..., N, N), real or complex."""
+    def apply(self, R: Inexact[np.ndarray, "*stack N N"]) -> Inexact[np.ndarray, "*stack N N"]:
+        """S[R] for one matrix or a stack of them, real or complex."""
         flat = R.reshape(-1, self.dimension**2)
         if np.iscomplexobj(R):
             image = flat.real @ self.covariance.T + 1j * (flat.imag @ self.covariance.T)
@@ -64,7 +65,7 @@ class DysonEquation:
         return image.reshape(R.shape)
 
     def solve(
-        self, z: Complex[np.ndarray, " K"], *, tolerance: float = 1e-8, iterations: int = 20_000
+        self, z: Inexact[np.ndarray, " K"], *, tolerance: float = 1e-8, iterations: int = 20_000
     ) -> Complex[np.ndarray, "K N N"]:
         """M(z) at several z above the real axis.
 
@@ -75,7 +76,7 @@ class DysonEquation:
         ConvergenceError
             If an iteration has not converged; close to the axis, at an edge, it may take long.
         """
-        z = np.atleast_1d(np.asarray(z, dtype=complex))
+        z = z.astype(complex)
         if not (z.imag > 0).all():
             raise ValueError("z must lie above the real axis")
         identity = np.eye(self.dimension)
@@ -93,7 +94,7 @@ class DysonEquation:
 
     def density(self, x: Float[np.ndarray, " K"], eta: float) -> Float[np.ndarray, " K"]:
         """Im tr M(x + iη)/(πN)."""
-        return np.trace(self.solve(np.asarray(x) + 1j * eta), axis1=1, axis2=2).imag / (np.pi * self.dimension)
+        return np.trace(self.solve(x + 1j * eta), axis1=1, axis2=2).imag / (np.pi * self.dimension)
 
     def gaussian_samples(self, n: int, rng: np.random.Generator) -> Float[np.ndarray, "n N N"]:
         """Symmetric Gaussian matrices with this mean and covariance."""
@@ -128,8 +129,42 @@ class DysonEquation:
 
 
 def smoothed_density(
-    eigenvalues: Float[np.ndarray, " n"], x: Float[np.ndarray, " K"], eta: float
+    eigenvalues: Float[np.ndarray, "*shape"], x: Float[np.ndarray, " K"], eta: float
 ) -> Float[np.ndarray, " K"]:
-    """Density of eigenvalues at x after smoothing by a Cauchy law of width η, as :meth:`DysonEquation.density` is."""
-    values = np.asarray(eigenvalues).ravel()
-    return np.array([np.mean(eta / ((values - at) ** 2 + eta**2)) / np.pi for at in np.asarray(x)])
+    """Density of all eigenvalues at x, smoothed by a Cauchy law of width η as :meth:`DysonEquation.density` is."""
+    values = eigenvalues.ravel()
+    return np.array([np.mean(eta / ((values - at) ** 2 + eta**2)) / np.pi for at in x])
+
+
+def distance(x: Float[np.ndarray, " K"], one: Float[np.ndarray, " K"], other: Float[np.ndarray, " K"]) -> float:
+    """Half the L¹ distance ∫|p − q| dx / 2 of two densities on a grid: 0 if equal, 1 if apart."""
+    return float(0.5 * np.trapezoid(np.abs(one - other), x))
+
+
+def mean_share(H: Float[np.ndarray, "n N N"]) -> float:
+    """‖A‖²/E‖H‖² of samples of a random matrix, A their mean: 0 if Condition 4.3 holds, 1 if nothing fluctuates."""
+    return float(np.linalg.norm(H.mean(0)) ** 2 / (H**2).sum((1, 2)).mean())
+
+
+def _entries_that_vary(H: Float[np.ndarray, "n N N"]) -> Float[np.ndarray, "n K"]:
+    """The entries on and above the diagonal, but those that are the same in all samples."""
+    rows, columns = np.triu_indices(H.shape[1])
+    entries = H[:, rows, columns]
+    return entries[:, entries.std(0) > 0]
+
+
+def correlated_entries(H: Float[np.ndarray, "n N N"]) -> float:
+    """With how many others an entry of a symmetric random matrix is correlated, on average over those that vary.
+
+    A sample correlation counts if it passes Student's t test, at a level at which one false one is expected among all
+    pairs of a hundred such matrices without any.
+    """
+    r = np.corrcoef(_entries_that_vary(H).T)
+    free = len(H) - 2
+    t = stats.t.isf(0.01 / r.size / 2, free)
+    return float(((np.abs(r) > t / np.sqrt(free + t**2)).sum(1) - 1).mean())
+
+
+def excess_kurtosis(H: Float[np.ndarray, "n N N"]) -> float:
+    """Mean modulus of the excess kurtosis of the entries that vary: 0 if they are Gaussian (Condition 4.1)."""
+    return float(np.abs(stats.kurtosis(_entries_that_vary(H))).mean())

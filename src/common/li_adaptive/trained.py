@@ -11,11 +11,12 @@ from torch.nn.utils import vector_to_parameters
 
 from common.cache import cached
 from common.devices import default_device
+from common.hessian.operators import ZeroOperator
 from common.hessian.spectral_measure import LanczosMeasures, edge_eigenvalues, lanczos_measures
-from common.li_adaptive.cumulants import hessian_samples
 from common.li_adaptive.data import BinaryData, zero_against_rest
-from common.li_adaptive.hinge_hessian import BipartitePart, ZeroOperator, hinge_hessian
-from common.li_adaptive.networks import BatchStandardize, affine_layers, initialize, vgg
+from common.li_adaptive.hessian_samples import hessian_samples
+from common.li_adaptive.hinge_hessian import BipartitePart, hinge_hessian
+from common.li_adaptive.networks import BatchStandardize, affine_layers
 from common.li_adaptive.training import BATCH_SIZE, RECIPES, outputs, train_recipe
 
 #: What defines a training: the arguments of :func:`~common.li_adaptive.training.train_recipe`.
@@ -152,7 +153,7 @@ class Spectra:
 def hessian_spectra(
     training: Training, epoch: int, samples: int, iterations: int, starts: int, edges: int, seed: int
 ) -> dict[str, Tensor]:
-    """The fields of :class:`Spectra` on the first training images, of measures ``whole_nodes``, ``whole_weights``, ..."""
+    """What :class:`Spectra` holds, on the first training images; of a measure ``whole_nodes`` and ``whole_weights``."""
     network = network_after(training, epoch)
     x, y = (training[key][:samples].to(default_device()) for key in ("x", "y"))
     whole = hinge_hessian(network, x, y)
@@ -221,30 +222,3 @@ def hessian_entries(training: Training, epoch: int, rows: Tensor, columns: Tenso
 def _entries(at: Trained, epoch: int, rows: Tensor, columns: Tensor) -> Tensor:
     key = {"training": at.training, "epoch": epoch, "rows": rows, "columns": columns}
     return cached(hessian_entries, key)["samples"]
-
-
-def initialized_vgg(
-    c: float, *, width: float, seed: int, standardize: bool = False, layers: int = 12
-) -> nn.Sequential:
-    """The VGG of Section 5.2 with weights N(0, c/n), n the fan-in, and no dropout; equal seeds mean equal noise."""
-    network = vgg(width=width, standardize=standardize, dropout=False, layers=layers).to(default_device())
-    initialize(network, "fan-in", torch.Generator().manual_seed(seed), scale=c)
-    return network
-
-
-def initial_measures(
-    c: float, x: Tensor, y: Tensor, width: float, iterations: int, starts: int, seed: int
-) -> LanczosMeasures:
-    """Lanczos measures of the Hessian of :func:`initialized_vgg` on the images x with labels y."""
-    device = default_device()
-    operator = hinge_hessian(initialized_vgg(c, width=width, seed=seed), x.to(device), y.to(device))
-    return lanczos_measures(operator, iterations=iterations, starts=starts, seed=seed)
-
-
-def initial_spectrum(
-    c: float, train: BinaryData, *, width: float, samples: int, iterations: int, starts: int, seed: int
-) -> LanczosMeasures:
-    """:func:`initial_measures` on the first training images, kept in a file."""
-    images = {"x": train.x[:samples], "y": train.y[:samples]}
-    settings = {"width": width, "iterations": iterations, "starts": starts, "seed": seed}
-    return LanczosMeasures(**cached(initial_measures, {"c": c, **images, **settings}))

@@ -1,0 +1,109 @@
+"""Hessians of random networks small enough to be formed: what (6) of Li says of them, and how symmetric they are.
+
+T is linear in the weights of any one layer where no unit switches, so the diagonal blocks of (6) vanish. With two
+layers the spectrum is then symmetric about zero; with more it is so in law at most.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from common.hessian.spectral_measure import asymmetry
+from common.li_adaptive.hinge_hessian import formed_hessian
+from common.li_adaptive.networks import affine_layers, initialize, perceptron
+
+
+class FixedDropout(nn.Module):
+    """Dropout by half with a mask that stays: every second unit, doubled."""
+
+    def forward(self, x: Float[Tensor, "n units"]) -> Float[Tensor, "n units"]:
+        """Masked ``x``."""
+        return x * (2 * (torch.arange(x.shape[1]) % 2))
+
+
+def masked_convnet(generator: torch.Generator) -> nn.Sequential:
+    """A random network for 10 × 10 images with all that Remark D.3 allows: convolutions, biases, pooling, a mask."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), FixedDropout(), nn.Linear(6, 1, bias=False), nn.Flatten(0),
+    ).double()  # fmt: skip
+    initialize(network, "fan-in", generator)
+    return network
+
+
+def layer_sizes(network: nn.Module) -> list[int]:
+    """Numbers of parameters of the layers with weights, biases counted with them."""
+    return [sum(p.numel() for p in layer.parameters()) for layer in affine_layers(network)]
+
+
+def random_hessians(
+    widths: Sequence[int], number: int, x: Float[Tensor, "N d"], y: Float[Tensor, " N"], generator: torch.Generator, *,
+    standardize: bool = False,
+) -> tuple[Float[Tensor, "number P P"], list[int]]:  # fmt: skip
+    """Hessians of random perceptrons at c = 0.2, and the sizes of their diagonal blocks.
+
+    Parameters
+    ----------
+    widths
+        d and the widths of the hidden layers.
+    number
+        Of networks, drawn one after the other.
+    x, y
+        Features and labels ±1.
+    generator
+        Source of randomness.
+    standardize
+        Whether the networks standardize batches.
+
+    Raises
+    ------
+    ValueError
+        If a sample is beyond its margin, unless batches are standardized.
+    """
+    found = []
+    for _ in range(number):
+        network = perceptron(widths, standardize=standardize).double()
+        initialize(network, "fan-in", generator, scale=0.2)
+        if not standardize and not (y * network(x) < 1).all():
+            raise ValueError("a sample is beyond its margin")
+        found.append(formed_hessian(network, x, y))
+    return torch.stack(found), layer_sizes(network)
+
+
+def diagonal_share(H: Float[Tensor, "n P P"], sizes: Sequence[int]) -> Float[np.ndarray, " n"]:
+    """Frobenius norm of the diagonal blocks of some sizes, over that of the matrix."""
+    ends = np.cumsum([0, *sizes])
+    inner = sum(H[:, a:b, a:b].square().sum((1, 2)) for a, b in pairwise(ends))
+    return (inner / H.square().sum((1, 2))).sqrt().numpy()
+
+
+def largest_diagonal_entry(H: Float[Tensor, "P P"], sizes: Sequence[int]) -> float:
+    """Largest modulus in the diagonal blocks of some sizes, over the largest of the matrix."""
+    ends = np.cumsum([0, *sizes])
+    return float(max(H[a:b, a:b].abs().max() for a, b in pairwise(ends)) / H.abs().max())
+
+
+def asymmetries(eigenvalues: Float[np.ndarray, "n N"]) -> Float[np.ndarray, " n"]:
+    """:func:`~common.hessian.spectral_measure.asymmetry` of each spectrum, its eigenvalues weighted alike."""
+    return np.array([asymmetry(row, np.full(len(row), 1 / len(row))) for row in eigenvalues])
+
+
+def skewness(eigenvalues: Float[np.ndarray, "n N"]) -> Float[np.ndarray, " n"]:
+    """Of each spectrum, E λ³ / (E λ²)^{3/2}: about zero, not about the mean."""
+    return (eigenvalues**3).mean(1) / (eigenvalues**2).mean(1) ** 1.5
+
+
+def negative_share(eigenvalues: Float[np.ndarray, "n N"], floor: float = 1e-9) -> Float[np.ndarray, " n"]:
+    """Share of negative eigenvalues among those of modulus above ``floor``, of each spectrum."""
+    return (eigenvalues < -floor).sum(1) / (np.abs(eigenvalues) > floor).sum(1)
+
+
+def goe_asymmetries(dimension: int, number: int, rng: np.random.Generator) -> Float[np.ndarray, " number"]:
+    """Asymmetries of spectra of the Gaussian orthogonal ensemble."""
+    G = rng.standard_normal((number, dimension, dimension))
+    return asymmetries(np.linalg.eigvalsh(G + G.transpose(0, 2, 1)))

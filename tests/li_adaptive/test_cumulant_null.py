@@ -1,0 +1,38 @@
+"""Expected counts of cumulants of independent variables, against simulation and against Student's law."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from common.li_adaptive.cumulant_null import expected_null_count
+from common.li_adaptive.cumulants import count_cumulants
+
+
+@pytest.mark.parametrize("convention", ["pearson", "uncentred", "unit"])
+@pytest.mark.parametrize(("order", "threshold"), [(2, 0.35), (3, 0.45), (4, 0.8)])
+def test_expected_counts_are_the_mean_of_simulated_ones(order, threshold, convention):
+    variables, n, runs = 12, 40, 400
+    generator = torch.Generator().manual_seed(order)
+    draws = torch.randn(runs, n, variables, generator=generator, dtype=torch.float64)
+    counts = [count_cumulants(samples, order, threshold, convention) for samples in draws]
+    parts = expected_null_count(order, variables, n, threshold, convention)
+    all_tuples = np.array([c.exceeding for c in counts])
+    distinct = np.array([c.distinct for c in counts])
+    for sample, patterns in ((all_tuples, parts), (distinct, [order * "1"])):
+        expected = sum(parts[p][0] for p in patterns)
+        error = np.hypot(sample.std(ddof=1) / np.sqrt(runs), np.hypot.reduce([parts[p][1] for p in patterns]))
+        assert abs(sample.mean() - expected) < 4 * error
+        assert error < 0.5 * expected
+
+
+def test_expected_number_of_large_correlations_is_that_of_student():
+    n, r = 157, 0.4
+    p = 2 * stats.t.sf(r * np.sqrt((n - 2) / (1 - r**2)), n - 2)
+    assert expected_null_count(2, 10_000, n, r, "pearson")["11"][0] == pytest.approx(1e4 * (1e4 - 1) * p, rel=1e-9)
+
+
+@pytest.mark.parametrize(("order", "convention"), [(5, "pearson"), (3, "spearman")])
+def test_counts_that_are_not_known(order, convention):
+    with pytest.raises(ValueError, match=r"order|convention"):
+        expected_null_count(order, 5, 9, 0.4, convention)

@@ -1,0 +1,79 @@
+"""Hessians of small random networks: diagonal blocks and symmetry, against closed forms."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.hessian.spectral_measure import asymmetry
+from common.li_adaptive.hinge_hessian import formed_hessian
+from common.li_adaptive.small_hessians import (
+    FixedDropout,
+    asymmetries,
+    diagonal_share,
+    goe_asymmetries,
+    largest_diagonal_entry,
+    layer_sizes,
+    masked_convnet,
+    negative_share,
+    random_hessians,
+    skewness,
+)
+
+
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 4, generator=generator, dtype=torch.float64)
+    return x, torch.sign(x[:, 0]), generator
+
+
+def test_diagonal_blocks_vanish_and_two_layers_are_symmetric():
+    x, y, generator = problem()
+    H, sizes = random_hessians([4, 5], 3, x, y, generator)
+    assert H.shape == (3, 25, 25) and sizes == [20, 5]
+    assert (diagonal_share(H, sizes) == 0).all()
+    assert (asymmetries(torch.linalg.eigvalsh(H).numpy()) < 1e-9).all()
+    assert not torch.equal(H[0], H[1])
+    standardized, sizes = random_hessians([4, 5], 3, x, y, generator, standardize=True)
+    assert (diagonal_share(standardized, sizes) > 0.01).all()
+
+
+def test_three_layers_are_not_symmetric():
+    x, y, generator = problem()
+    H, _ = random_hessians([4, 5, 5], 3, x, y, generator)
+    eigenvalues = torch.linalg.eigvalsh(H).numpy()
+    assert (asymmetries(eigenvalues) > 1e-3).all()
+    cubes = torch.einsum("nij,njk,nki->n", H, H, H).numpy() / H.shape[1]
+    np.testing.assert_allclose(skewness(eigenvalues), cubes / (eigenvalues**2).mean(1) ** 1.5, atol=1e-10)
+
+
+def test_a_mask_and_pooling_do_not_change_that():
+    generator = torch.Generator().manual_seed(1)
+    network = masked_convnet(generator)
+    H = formed_hessian(network, torch.randn(6, 1, 10, 10, generator=generator, dtype=torch.float64), torch.ones(6))
+    sizes = layer_sizes(network)
+    assert sum(sizes) == len(H)
+    assert largest_diagonal_entry(H, sizes) == 0
+    shifted = H + 2 * H.abs().max() * torch.eye(len(H))
+    assert largest_diagonal_entry(shifted, sizes) == 1
+    masked = FixedDropout()(torch.ones(2, 4))
+    assert masked.tolist() == [[0, 2, 0, 2]] * 2
+
+
+def test_statistics_of_known_spectra():
+    eigenvalues = np.array([[-2.0, 0.0, 0.0, 1.0, 1.0], [-1.0, -1.0, 0.0, 1.0, 1.0]])
+    np.testing.assert_allclose(skewness(eigenvalues), [-6 / 5 / (6 / 5) ** 1.5, 0])
+    np.testing.assert_allclose(negative_share(eigenvalues), [1 / 3, 1 / 2])
+    assert asymmetries(eigenvalues)[1] == 0
+    assert asymmetries(eigenvalues)[0] == asymmetry(eigenvalues[0], np.full(5, 0.2)) > 0
+
+
+def test_asymmetry_of_the_gaussian_ensemble_falls_with_its_dimension():
+    rng = np.random.default_rng(0)
+    few, many = (goe_asymmetries(N, 20, rng) for N in (10, 80))
+    assert few.shape == (20,) and many.mean() < few.mean() / 3
+
+
+def test_samples_beyond_their_margin_are_refused():
+    x, y, generator = problem()
+    with pytest.raises(ValueError, match="beyond its margin"):
+        random_hessians([4, 5], 3, 1e3 * x, y, generator)
