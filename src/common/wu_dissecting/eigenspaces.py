@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common.hessian.layer import ConvolutionHessian, LayerHessian
+
 
 def overlap(U: Float[Tensor, "d k"], V: Float[Tensor, "d k"]) -> float:
     """‖UᵀV‖²_F / k for two orthonormal bases: the mean squared cosine of the canonical angles (Definition 2.1).
@@ -52,6 +54,12 @@ def correspondence(
     return (matrices @ V).square().sum(1).T, (matrices.mT @ U).square().sum(1).T
 
 
+def dominance_of_mean(H: LayerHessian | ConvolutionHessian) -> tuple[float, float]:
+    """(v₁ᵀÊ[x])² and γ₁/γ₂ of the autocorrelation E[xxᵀ] of a layer's inputs (App F.1): 1 and ∞ for equal inputs."""
+    values, vectors = H.input_basis
+    return float(vectors[:, 0] @ H.mean_input) ** 2, float(values[0] / values[1])
+
+
 def pairwise_overlaps(bases: Sequence[Float[Tensor, "d K"]]) -> Float[np.ndarray, "E E K"]:
     """:func:`nested_overlaps` of every two of E bases; nan on the diagonal."""
     E, K = len(bases), bases[0].shape[1]
@@ -61,7 +69,7 @@ def pairwise_overlaps(bases: Sequence[Float[Tensor, "d K"]]) -> Float[np.ndarray
     return pairs
 
 
-def each_pair(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "E(E-1)/2 *more"]:
+def each_pair(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "pairs *more"]:
     """What is known of every two of E models, each pair once."""
     return pairs[np.triu_indices(len(pairs), 1)]
 

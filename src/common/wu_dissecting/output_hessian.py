@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.hessian.layer import LayerHessian
+from common.wu_dissecting.networks import layer_names
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,20 @@ def halved_products(weights: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tenso
     for W in reversed(weights[1:]):
         products.append(products[-1] @ W / 2)
     return products[::-1]
+
+
+def later_weights(network: nn.Module, layer: str) -> Float[Tensor, "c m"]:
+    """S⁽ᵖ⁾/2^(L − p), :func:`halved_products`, of a fully connected layer by its name."""
+    names = layer_names(network)
+    later = names[names.index(layer) :]
+    return halved_products([network.get_submodule(name).weight.detach() for name in later])[0]
+
+
+def row_space_without_sum(S: Float[Tensor, "c m"]) -> Float[Tensor, "m c-1"]:
+    """Orthonormal basis of R(S) ∖ {1ᵀS}, the orthogonal complement of the sum of the rows of S in their span.
+
+    App G.1 and Theorem 4.2 put it in the place of the top c − 1 eigenspace of E[M]. The range of SᵀAS of (272) differs
+    from it a little unless the rows are orthonormal.
+    """
+    total = S.sum(0) / S.sum(0).norm()
+    return torch.linalg.svd(S - (S @ total)[:, None] * total, full_matrices=False).Vh[: len(S) - 1].T

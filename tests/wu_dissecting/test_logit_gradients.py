@@ -1,0 +1,62 @@
+"""Logit gradients by class, held against automatic differentiation and against what is to be expected of them."""
+
+import pytest
+import torch
+
+from common.hessian.layer import layer_hessian
+from common.wu_dissecting.logit_gradients import logit_gradients, share_between
+from common.wu_dissecting.networks import classifier
+
+
+def samples(number, classes, generator):
+    return torch.randn(number, 12, 1, 1, generator=generator), torch.arange(number) % classes
+
+
+def test_means_are_those_of_automatic_differentiation():
+    generator = torch.Generator().manual_seed(0)
+    X, y = samples(20, 3, generator)
+    network = classifier("F-6-5", (12, 1, 1), 3).eval()
+    found = logit_gradients(network, "fc1", layer_hessian(network, "fc1", X), X, y)
+    weight = network.get_submodule("fc1").weight
+    gamma, delta = torch.zeros(3, 3, 6), torch.zeros(3, 3, 6 * 12)
+    for x, i in zip(X, y, strict=True):
+        z = network(x[None])[0]
+        p = z.detach().softmax(0)
+        root = torch.diag(p.sqrt()) - p.sqrt()[:, None] * p  # rows j: sqrt(p_j) (e_j - p)
+        torch.testing.assert_close(root.T @ root, torch.diag(p) - torch.outer(p, p))
+        for j in range(3):
+            (gradient,) = torch.autograd.grad(root[j] @ z, weight, retain_graph=True)
+            delta[i, j] += gradient.flatten() / (y == i).sum()
+            gamma[i, j] += gradient @ x.flatten() / x.square().sum() / (y == i).sum()
+    torch.testing.assert_close(found.gamma, gamma, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.delta, delta, atol=1e-5, rtol=1e-4)
+
+
+def test_centres_of_a_wide_network_at_initialization_are_predicted():
+    generator = torch.Generator().manual_seed(1)
+    X, y = samples(400, 4, generator)
+    network = classifier("F-600^2", (12, 1, 1), 4).eval()
+    for name in ("fc1", "fc2", "fc3"):
+        weight = network.get_submodule(name).weight.detach()
+        weight.copy_(torch.randn(weight.shape, generator=generator) * (2 / weight.shape[1]) ** 0.5)
+        network.get_submodule(name).bias.detach().zero_()
+    found = logit_gradients(network, "fc1", layer_hessian(network, "fc1", X + 1), X + 1, y)
+    assert min(found.cosines().values()) > 0.6  # by chance below 1/sqrt(600)
+    assert float(found.gamma_centres.norm() / found.gamma.mean(0).norm()) == pytest.approx(1, abs=0.3)
+    assert share_between(found.gamma, 0) > 0.8 > 0.2 > share_between(found.gamma, 1)
+
+
+def test_every_class_needs_a_sample():
+    X, y = samples(6, 2, torch.Generator().manual_seed(0))
+    network = classifier("F-6-5", (12, 1, 1), 3).eval()
+    with pytest.raises(ValueError, match="all 3 classes"):
+        logit_gradients(network, "fc1", layer_hessian(network, "fc1", X), X, y)
+
+
+def test_shares_of_variance():
+    generator = torch.Generator().manual_seed(2)
+    c, centres = 10, torch.randn(10, 30, generator=generator)
+    assert share_between(centres.expand(c, c, 30), 0) == pytest.approx(1)
+    assert share_between(centres.expand(c, c, 30), 1) == pytest.approx(0, abs=1e-12)
+    noise = torch.randn(c, c, 2000, generator=generator)
+    assert share_between(noise, 0) == pytest.approx(1 / (c + 1), abs=0.01)
