@@ -3,7 +3,6 @@
 import math
 
 import curvlinops
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -334,15 +333,6 @@ def test_image_of_a_matrix_too_large_to_form():
 
 
 X, W, V, Y = torch.ones(4, 3), torch.ones(2, 3), torch.ones(5, 2), torch.zeros(4, dtype=torch.long)
-
-
-@pytest.fixture
-def unchecked():
-    """What annotations refuse where they are checked, as in tests, functions refuse by hand elsewhere."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -1,8 +1,7 @@
-"""Layer-wise and full Hessians and subspaces of Wu et al. against autograd and dense linear algebra."""
+"""Hessians of layers and of all parameters, and their eigenpairs, against autograd and dense linear algebra."""
 
 import re
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,20 +11,8 @@ from common.hessian.block_lanczos import top_eigenpairs
 from common.hessian.convergence import ConvergenceError
 from common.hessian.layer import ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
 from common.hessian.operators import FullHessian
-from common.wu_dissecting.eigenspaces import (
-    correspondence,
-    each_pair,
-    linear_range,
-    matricized,
-    nested_overlaps,
-    overlap,
-    pairwise_overlaps,
-    peaks,
-    pseudovalues,
-    rank_one_share,
-)  # fmt: skip
+from common.wu_dissecting.eigenspaces import overlap
 from common.wu_dissecting.networks import classifier, layer_names, xavier
-from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
 
 SAMPLES = 30
 
@@ -199,7 +186,7 @@ def test_eigenpairs_that_cannot_be_had():
         layer_hessian(network, "fc4", X)
 
 
-def test_the_full_hessian_is_that_of_autograd_and_its_approximation_has_the_equations_of_appendix_c(monkeypatch):
+def test_the_hessian_of_all_parameters_is_that_of_autograd(monkeypatch):
     monkeypatch.setattr("common.hessian.operators.SAMPLES_AT_ONCE", 13)
     network, X = perceptron((5, 4, 3))
     y = torch.arange(SAMPLES) % 3
@@ -214,48 +201,6 @@ def test_the_full_hessian_is_that_of_autograd_and_its_approximation_has_the_equa
     expected = torch.func.hessian(loss)(flat)
     torch.testing.assert_close(dense(FullHessian(network, X, y)), expected, atol=1e-12, rtol=1e-9)
 
-    # equal inputs: every layer's input is its mean, so that the approximation is exact for the first term of (251)
-    X = X[:1].repeat(SAMPLES, 1, 1, 1)
-    layers = [layer_hessian(network, name, X) for name in ("fc1", "fc2")]
-    F = torch.cat([
-        part.flatten(1, -2) for layer in layers
-        for part in (torch.einsum("zmr,zn->zmnr", layer.B, layer.X), layer.B[:, :, None])
-    ], 1)  # fmt: skip
-    first_term = torch.einsum("zpr,zqr->pq", F, F) / SAMPLES
-    V = torch.randn(len(first_term), 3, dtype=torch.float64)
-    torch.testing.assert_close(gauss_newton_forms(layers, V), (V * (first_term @ V)).sum(0))
-    found = output_approximation(layers, 2)
-    values, vectors = torch.linalg.eigh(first_term)
-    # σ‖w‖² are the diagonal of a product that the w_i do not diagonalize: sums agree, and the space does
-    assert float(found.values.sum()) == pytest.approx(float(values[-2:].sum()))
-    assert overlap(found.basis, vectors[:, -2:]) == pytest.approx(1)
-
-
-def test_overlaps():
-    generator = torch.Generator().manual_seed(1)
-    U, V = (torch.linalg.qr(torch.randn(12, 5, generator=generator, dtype=torch.float64)).Q for _ in range(2))
-    rotation = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=torch.float64)).Q
-    assert overlap(U, U @ rotation) == pytest.approx(1)
-    angles = torch.linalg.svdvals(U.T @ V)
-    assert overlap(U, V) == pytest.approx(float(angles.square().mean()))
-    nested = nested_overlaps(U, V)
-    assert nested.tolist() == pytest.approx([overlap(U[:, :k], V[:, :k]) for k in range(1, 6)])
-    with pytest.raises(ValueError, match="equal shape"):
-        overlap(U, V[:, :3])
-
-
-def test_pairs_of_models_and_their_jackknife():
-    bases = [torch.linalg.qr(torch.randn(9, 4, dtype=torch.float64)).Q for _ in range(4)]
-    pairs = pairwise_overlaps(bases)
-    assert pairs[1, 3].tolist() == pytest.approx(nested_overlaps(bases[1], bases[3]).tolist())
-    every = np.array([pairs[i, j] for i in range(4) for j in range(i)])
-    values = pseudovalues(pairs)
-    np.testing.assert_allclose(values.mean(0), every.mean(0))
-    without_first = np.array([pairs[i, j] for i in range(1, 4) for j in range(1, i)]).mean(0)
-    np.testing.assert_allclose(values[0], 4 * every.mean(0) - 3 * without_first)
-    with pytest.raises(ValueError, match="at least 3"):
-        pseudovalues(pairs[:2, :2])
-
 
 def test_eigenvalues_below_the_rounding_of_the_largest_are_found():
     generator = torch.Generator().manual_seed(0)
@@ -269,46 +214,6 @@ def test_eigenvalues_below_the_rounding_of_the_largest_are_found():
     expected = torch.linalg.eigvalsh(G * (flat @ flat.T)).flip(0)[:20] / 12
     torch.testing.assert_close(found.values.double(), expected, rtol=1e-3, atol=0)
     assert found.vectors.dtype == torch.float32
-
-
-def test_up_to_the_linear_range_kronecker_takes_one_direction_of_the_inputs():
-    generator = torch.Generator().manual_seed(1)
-    X, B = torch.randn(2, 50, 6, generator=generator) + 1.5, torch.randn(2, 50, 5, 2, generator=generator)
-    layers = [LayerHessian(x, b) for x, b in zip(X.double(), B.double(), strict=True)]
-    tau, gamma = (torch.stack([getattr(H, side)[0] for H in layers]) for side in ("output_basis", "input_basis"))
-    found = linear_range(tau, gamma)
-    for H, k0 in zip(layers, found.tolist(), strict=True):
-        assert 1 < k0 <= 5
-        inputs = H.kronecker_places(k0 + 1)[2]
-        assert (inputs[:k0] == 0).all() and (inputs[k0] > 0 or k0 == 5)
-    few = torch.tensor([[5.0, 4.0, 1.0]]), torch.tensor([[3.0, 2.0]])  # 15, 12, 3 beside 10
-    assert linear_range(*few).tolist() == linear_range(*(part.numpy() for part in few)).tolist() == [2]
-
-
-def test_each_pair_of_models_counts_once():
-    pairs = np.arange(27.0).reshape(3, 3, 3)
-    assert each_pair(pairs).tolist() == [pairs[0, 1].tolist(), pairs[0, 2].tolist(), pairs[1, 2].tolist()]
-
-
-def test_peaks_with_each_model_left_out():
-    pairs = np.full((3, 3, 4), np.nan)
-    for (i, j), values in {(0, 1): [0, 1, 9, 0], (0, 2): [0, 2, 0, 0], (1, 2): [5, 7, 0, 0]}.items():
-        pairs[i, j] = pairs[j, i] = values
-    assert peaks(pairs) == [2, 2, 2, 3]  # the sums are 5, 10, 9, 0; without model 2 pair (0, 1) is left
-    with pytest.raises(ValueError, match="at least 3"):
-        peaks(pairs[:2, :2])
-
-
-def test_a_product_of_two_vectors_has_rank_one_and_corresponds_to_both():
-    U, V = (torch.linalg.qr(torch.randn(n, n, dtype=torch.float64)).Q for n in (3, 5))
-    h = torch.stack([torch.kron(U[:, 1], V[:, 4]), torch.kron(U[:, 0], V[:, 2])], 1)
-    torch.testing.assert_close(matricized(h, 3)[0], U[:, 1, None] * V[:, 4])
-    torch.testing.assert_close(rank_one_share(h, 3), torch.ones(2, dtype=torch.float64))
-    with_inputs, with_outputs = correspondence(h, U, V)
-    for found, places in ((with_inputs, (4, 2)), (with_outputs, (1, 0))):
-        expected = torch.zeros(len(found), 2, dtype=torch.float64)
-        expected[list(places), [0, 1]] = 1
-        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 def test_the_example_of_the_readme(capsys):

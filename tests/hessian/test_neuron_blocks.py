@@ -38,6 +38,7 @@ def test_block_norms_of_every_layer_against_autograd(layer, loss):
     torch.testing.assert_close(neuron_block_norms(weights, X, loss, layer, 2), expected[:2, :2], rtol=1e-10, atol=1e-16)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named():
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="at least two widths"):

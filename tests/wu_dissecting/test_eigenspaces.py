@@ -7,6 +7,7 @@ import torch
 from common.hessian.layer import LayerHessian, layer_hessian
 from common.wu_dissecting.eigenspaces import (
     correspondence,
+    dominance_of_mean,
     each_pair,
     linear_range,
     matricized,
@@ -111,3 +112,16 @@ def test_the_approximation_of_eigenpairs_has_the_equations_of_appendix_c():
     # σ‖w‖² are the diagonal of a product that the w_i do not diagonalize: sums agree, and the space does
     assert float(found.values.sum()) == pytest.approx(float(values[-2:].sum()))
     assert overlap(found.basis, vectors[:, -2:]) == pytest.approx(1)
+
+
+def test_a_mean_dominates_the_autocorrelation_by_its_size():
+    generator = torch.Generator().manual_seed(0)
+    N, n = 4000, 6
+    noise, B = torch.randn(N, n, generator=generator), torch.randn(N, 2, 2, generator=generator)
+    mean = torch.tensor([0.0, 3.0, 0.0, -4.0, 0.0, 0.0])
+    dot, ratio = dominance_of_mean(LayerHessian(noise + mean, B))
+    assert dot == pytest.approx(1, abs=0.01)
+    assert ratio == pytest.approx(1 + 25, rel=0.15)  # |mean|^2 + 1 beside 1
+    dot, ratio = dominance_of_mean(LayerHessian(noise - noise.mean(0) + 0.001 * mean, B))
+    assert dot < 0.9
+    assert 1 <= ratio < 1.2

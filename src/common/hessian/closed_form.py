@@ -36,7 +36,7 @@ What belongs to one sample (:math:`p_n, A_n v_{\cdot k}, \dots`) is computed in 
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class MeanNorms(NamedTuple):
     off_diagonal: float
 
     @classmethod
-    def of(cls, norms: Float[Tensor, "B B"]) -> Self:
+    def of(cls, norms: Float[Tensor, "B B"]) -> "MeanNorms":
         """Of the squared norms of all blocks."""
         norms, count = norms.double(), len(norms)
         off = (norms.triu(1) + norms.tril(-1)).sum().item()

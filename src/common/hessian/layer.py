@@ -9,7 +9,7 @@ p^\top`. So M is :math:`BB^\top` with :math:`B=G^\top S`, one backward pass a cl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,8 @@ CHUNK = 2**22
 SAMPLES_AT_ONCE = 500
 #: Vectors that are multiplied at once, and the first dimensions of the Krylov space.
 BLOCK = 8
+
+Factored = TypeVar("Factored", bound="_Factored")
 
 
 class _Factored(SymmetricOperator):
@@ -54,7 +56,7 @@ class _Factored(SymmetricOperator):
         values, i, j = self.kronecker_places(k)
         return values, (self.output_basis[1][:, None, i] * self.input_basis[1][None, :, j]).reshape(-1, k)
 
-    def to(self, where: torch.device | torch.dtype | str) -> Self:
+    def to(self: Factored, where: torch.device | torch.dtype | str) -> Factored:
         """The same on another device or in another precision, as :meth:`torch.Tensor.to`."""
         return replace(self, **{field.name: getattr(self, field.name).to(where) for field in fields(self)})
 

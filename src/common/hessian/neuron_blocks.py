@@ -20,7 +20,7 @@ from common.hessian.gram import weighted_block_norms
 
 
 def neuron_block_norms(
-    weights: Sequence[Float[Tensor, "out in"]], X: Float[Tensor, "N d"], loss: LossName, layer: int, neurons: int
+    weights: Sequence[Float[Tensor, "_ _"]], X: Float[Tensor, "N d"], loss: LossName, layer: int, neurons: int
 ) -> Float[Tensor, "k k"]:
     """Squared Frobenius norms of the blocks of one layer's Hessian that belong to pairs of its first neurons.
 
