@@ -7,7 +7,7 @@ from common import paths
 from common.hessian.layer import layer_hessian
 from common.wu_dissecting import trained, training
 from common.wu_dissecting.eigenspaces import overlap
-from common.wu_dissecting.trained import dissected, dissected_rows, of_all_schemes
+from common.wu_dissecting.trained import dissected, dissected_rows, of_all_schemes, overlaps_in_layer
 
 TINY = {"epochs": 1, "samples": 60, "seed": 3}
 
@@ -84,6 +84,22 @@ def test_overlaps_of_all_layers_of_a_large_network(monkeypatch):
         torch.testing.assert_close(found[layer]["gamma"][1], H.input_basis[0], atol=1e-5, rtol=1e-3)
     monkeypatch.setattr(trained, "layer_hessians", None)
     assert torch.equal(case.overlaps(20, 1.5)["conv2"]["tau"], found["conv2"]["tau"])
+
+
+def test_overlaps_in_a_layer_of_several_ensembles():
+    cases = of_all_schemes("LeNet5-(fc1-7)", "CIFAR-10", members=[2, 1, 0], **TINY)
+    found = overlaps_in_layer(cases, "fc1", 20, 1.5)
+    assert {name: tuple(part.shape) for name, part in found.items()} == {
+        "pairs": (3, 3, 10), "tau": (3, 7), "gamma": (3, 400), "first": (3, 400), "kronecker": (3, 7),
+    }  # fmt: skip
+    together = cases[0].overlaps(20, 1.5)["fc1"]
+    for name, part in together.items():
+        two = found[name][:2, :2] if name == "pairs" else found[name][:2]
+        torch.testing.assert_close(two, part, atol=1e-3, rtol=1e-3, equal_nan=True)
+    H, t = cases[1].hessian(0, "fc1", 20), found["first"][2]
+    assert float(t @ H.autocorrelation @ t) == pytest.approx(float(found["gamma"][2, 0]))
+    true, (_, product) = cases[1].eigenpairs(0, "fc1", 20, 10).vectors[:, :4], H.kronecker_eigenpairs(4)
+    assert float(found["kronecker"][2, 3]) == pytest.approx(overlap(true, product), abs=1e-4)
 
 
 def test_rows_of_large_networks_have_their_own_sizes_and_none_without_its_data(trainings, monkeypatch):

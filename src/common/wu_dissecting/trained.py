@@ -196,6 +196,40 @@ class Dissected:
         }
 
 
+def overlaps_in_layer(cases: Sequence[Dissected], layer: str, samples: int, shown: float) -> dict[str, Tensor]:
+    """Overlaps of all pairs of the networks of several ensembles in one layer, and what Kronecker's product has of it.
+
+    Eigenpairs are kept in files, by network.
+
+    Parameters
+    ----------
+    cases
+        Of equal networks.
+    samples
+        Training samples that the Hessians are over.
+    shown
+        Largest k in units of m.
+
+    Returns
+    -------
+    dict
+        Of E networks ``pairs``, ``tau`` and ``gamma`` as in :meth:`Dissected.overlaps`; ``first`` (E, n), the t₁ of
+        Theorem G.1: first eigenvectors of E[xxᵀ]; ``kronecker`` (E, m), overlaps of the first 1, ..., m eigenvectors
+        with those of E[M] ⊗ E[xxᵀ].
+    """
+    bases: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {name: [] for name in ("tau", "gamma", "first", "kronecker")}
+    for case, member in [(one, member) for one in cases for member in range(one.members)]:
+        H = case.hessian(member, layer, samples)
+        m = len(H.output_hessian)
+        bases.append(case.eigenpairs(member, layer, samples, round(shown * m)).vectors)
+        found["tau"].append(H.output_basis[0])
+        found["gamma"].append(H.input_basis[0])
+        found["first"].append(H.input_basis[1][:, 0])
+        found["kronecker"].append(nested_overlaps(bases[-1][:, :m], H.kronecker_eigenpairs(m)[1]))
+    return {"pairs": torch.from_numpy(pairwise_overlaps(bases))} | {name: torch.stack(p) for name, p in found.items()}
+
+
 @dataclass(frozen=True)
 class Trainings:
     """What defines an ensemble.
