@@ -98,6 +98,21 @@ def test_spikes_and_alignments_meet_simulation():
     assert (np.abs(np.mean(measured, axis=0) - expected) < 4 * error + 3 / p * np.abs(expected)).all()
 
 
+def test_no_spike_at_a_mass_at_zero(general_model):
+    """With p > n the eigenvalue zero is no spike; the one on the right meets simulation."""
+    p, c, generator = general_model.p, 1.2, torch.Generator().manual_seed(0)
+    H = Eigenspectrum.of(general_model, c)
+    assert H.mass_at_zero == pytest.approx(1 - 1 / c)
+    (spike,) = H.spikes
+    assert spike.side == "right"
+    largest = []
+    for _ in range(40):
+        X = general_model.sample_features(round(p / c), generator)
+        largest.append(np.linalg.eigvalsh(general_model.hessian(X, generator).numpy())[-1])
+    error = np.std(largest, ddof=1) / math.sqrt(len(largest))
+    assert abs(np.mean(largest) - spike.eigenvalue) < 4 * error + 3 / p * spike.eigenvalue
+
+
 def test_a_spike_between_two_bulks():
     p = 800
     w = np.random.default_rng(0).standard_normal(p) / math.sqrt(p)

@@ -100,7 +100,7 @@ class Law:
     support: tuple[Interval, ...]
 
     @classmethod
-    def discrete(cls, g: ArrayLike, q: ArrayLike | None = None) -> "Law":
+    def discrete(cls, g: ArrayLike | float | int, q: ArrayLike | None = None) -> "Law":
         """Law of a g that is independent of the features.
 
         Parameters
@@ -118,8 +118,8 @@ class Law:
         order = np.argsort(g)
         if q.shape != g.shape or not np.isclose(q.sum(), 1) or (q < 0).any() or not np.isfinite(g).all():
             raise ValueError("the law of g needs finite values, and as many probabilities, which add up to 1")
-        none = np.zeros((len(g), 0))
-        return cls(g[order], q[order], none, none[:, :, None], tuple((x, x) for x in np.unique(g).tolist()))
+        first, second = np.zeros((len(g), 0)), np.zeros((len(g), 0, 0))
+        return cls(g[order], q[order], first, second, tuple((x, x) for x in np.unique(g).tolist()))
 
     @classmethod
     def sampled(cls, g: Float[np.ndarray, " J"], t: Float[np.ndarray, "J k"], *, bounded: bool) -> "Law":
@@ -204,7 +204,8 @@ class Law:
     def compressed(self, nodes: int) -> "Law":
         """A law with fewer values of g, spread by local cubic interpolation; the moments of g up to the third stay.
 
-        A value that carries more than a thousandth of the weight is an atom and stays as it is.
+        A value that carries more than a thousandth of the weight is an atom and stays as it is. No other node is
+        exactly zero, as what a node there gathers from its neighbours is no part of P(g = 0).
         """
         if len(self.g) <= nodes:
             return self
@@ -221,6 +222,7 @@ class Law:
             added = sum(add_up(start + a, len(grid), share[a].reshape(columns) * moment[rest]) for a in range(4))
             return np.concatenate([added, moment[atoms]])
 
+        grid = np.where(grid == 0, math.copysign(1e-300, middle), grid)
         places = np.concatenate([grid, self.g[atoms]])
         order = np.argsort(places)
         return Law(places[order], *(spread(x)[order] for x in (self.q, self.first, self.second)), self.support)

@@ -35,6 +35,9 @@ from common.liao_eigenspectra.law import Interval, Law, merged
 
 _BISECTIONS = 60
 
+#: Points of the complex plane or of the real axis, in any shape; a single number too.
+Points = ArrayLike | complex | float | int
+
 #: κ(δ) and its derivative.
 _Kappa = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -98,7 +101,7 @@ class LimitingSpectrum:
 
     # Theorem 1 ............................................................................................
 
-    def delta(self, z: ArrayLike) -> Complex[np.ndarray, "..."]:
+    def delta(self, z: Points) -> Complex[np.ndarray, "..."]:
         """δ(z) of (5), (7), at any z off the real axis or, as a limit from above, on it; same shape as z.
 
         Newton's method on the fixed-point equation, continued from far above the real axis; where it leaves the upper
@@ -111,7 +114,7 @@ class LimitingSpectrum:
         """
         return self._solve(z)[0]
 
-    def _solve(self, z: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    def _solve(self, z: Points) -> tuple[np.ndarray, np.ndarray]:
         """δ and κ at z, each of its shape."""
         z = np.asarray(z, dtype=complex)
         if not np.isfinite(z).all():
@@ -187,12 +190,12 @@ class LimitingSpectrum:
                 break
         return best, residual
 
-    def stieltjes_transform(self, z: ArrayLike) -> Complex[np.ndarray, "..."] | complex:
+    def stieltjes_transform(self, z: Points) -> Complex[np.ndarray, "..."] | complex:
         """m(z) = ∫ (t - z)⁻¹ μ(dt) of Theorem 1, on the real axis its limit from above; same shape as z."""
         z, (_, kappa) = np.asarray(z, dtype=complex), self._solve(z)
         return sum(pi / (t * kappa - z) for t, pi in zip(self.t, self.pi, strict=True))
 
-    def density(self, x: ArrayLike) -> Float[np.ndarray, "..."] | float:
+    def density(self, x: Points) -> Float[np.ndarray, "..."] | float:
         """Density of the limiting spectrum at real x, without the mass at zero; same shape as x."""
         return np.maximum(self.stieltjes_transform(np.asarray(x, dtype=float)).imag, 0) / math.pi
 
@@ -351,7 +354,7 @@ class LimitingSpectrum:
         """Integral of the density plus the mass at zero: 1 up to the error of the numbers here."""
         return self.mass_at_zero + sum(float(m[-1]) for m in self._distribution[1])
 
-    def cdf(self, x: ArrayLike) -> Float[np.ndarray, "..."] | float:
+    def cdf(self, x: Points) -> Float[np.ndarray, "..."] | float:
         """Distribution function of the limiting spectrum, same shape as x."""
         x = np.asarray(x, dtype=float)
         value = self.mass_at_zero * (x >= 0)

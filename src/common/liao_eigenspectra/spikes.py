@@ -22,11 +22,12 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Complex, Float
-from numpy.typing import ArrayLike
 
 from common.liao_eigenspectra.glm import GLM, Features
 from common.liao_eigenspectra.law import Directions, Law, add_up, orthonormal_basis
-from common.liao_eigenspectra.spectrum import LimitingSpectrum, Opening
+from common.liao_eigenspectra.spectrum import LimitingSpectrum, Opening, Points
+
+_NEAR_ZERO = 1e-6  # of the size of the spectrum
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ class Eigenspectrum(LimitingSpectrum):
         return tuple(spike for opening in self.openings for spike in self._spikes_in(opening))
 
     def _positive(self, zeta: np.ndarray, branch: int) -> np.ndarray:
-        """Number of positive eigenvalues that falls by one at every spike."""
+        """Number of positive eigenvalues of [[L, I], [I, -S]], which falls by one at every spike."""
         z, kappa, _ = self._real(zeta, branch)
         r = self._basis.shape[1]
         K = np.zeros((len(zeta), 2 * r, 2 * r))
@@ -135,11 +136,15 @@ class Eigenspectrum(LimitingSpectrum):
         return (np.linalg.eigvalsh(K) > 0).sum(axis=1)
 
     def _spikes_in(self, opening: Opening) -> list[Spike]:
+        """Bisect wherever the number falls, into both halves if it falls in both."""
         if not self._basis.size:
             return []
-        positive, spikes = self._positive(opening.zeta, opening.branch), []
+        zeta, spikes = opening.zeta, []
+        if self.mass_at_zero:  # so near to zero rounding decides the number; the eigenvalue there is that mass
+            zeta = zeta[np.abs(self._real(zeta, opening.branch)[0]) > _NEAR_ZERO * self._scale]
+        positive = self._positive(zeta, opening.branch)
         for k in np.flatnonzero(np.diff(positive) < 0):
-            pending = [(opening.zeta[k], opening.zeta[k + 1], positive[k], positive[k + 1])]
+            pending = [(zeta[k], zeta[k + 1], positive[k], positive[k + 1])]
             while pending:
                 low, high, above, below = pending.pop()
                 middle = (low + high) / 2
@@ -181,7 +186,7 @@ class Eigenspectrum(LimitingSpectrum):
     # Theorem 4 ............................................................................................
 
     def resolvent(
-        self, z: ArrayLike, a: Float[np.ndarray, " p"], b: Float[np.ndarray, " p"]
+        self, z: Points, a: Float[np.ndarray, " p"], b: Float[np.ndarray, " p"]
     ) -> Complex[np.ndarray, "..."]:
         """What aᵀ (H - z)⁻¹ b tends to, for fixed vectors a and b, shape (p,), by Theorem 4; same shape as z."""
         z = np.asarray(z, dtype=complex)
