@@ -88,8 +88,9 @@ class LimitingSpectrum:
     --------
     The Marčenko-Pastur law, whose support is [(1 - √c)², (1 + √c)²]:
 
-    >>> LimitingSpectrum(Law.discrete([1.0]), Features(p=1), 0.25).support
-    ((0.25, 2.25),)
+    >>> H = LimitingSpectrum(Law.discrete([1.0]), Features(p=1), 0.25)
+    >>> np.round(H.support, 9).tolist()
+    [[0.25, 2.25]]
     """
 
     def __init__(self, law: Law, features: Features, c: float | int):
