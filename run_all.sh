@@ -139,7 +139,7 @@ sort_arguments() {
 
 run_tests() {
     local closings=() summary="" total="" failed=0 limited=0 word n jobs cache began=$SECONDS
-    local both=() unit_paths=() notebook_paths=() notebooks older
+    local both=() unit_paths=() notebook_paths=() sealed=() notebooks older
     [[ ${1:-} != -- ]] || shift
     [[ $# -eq 0 ]] || limited=1
     sort_arguments "$@"
@@ -158,13 +158,21 @@ run_tests() {
             -m pytest -p no:python --nbval-lax --nbval-cell-timeout 600 -n "$jobs" --dist loadfile
             ${both+"${both[@]}"} "${notebook_paths[@]:-notebooks}"
         )
-        step "notebooks" env HESSIAN_OUT="$root/build/test/notebooks" "$python" "${notebooks[@]}"
+        mkdir -p build/test/cache build/test/older/cache "$cache/data"
+        ln -sfn "$cache/data" build/test/cache/data  # images that were decoded before serve again
+        ln -sfn "$cache/data" build/test/older/cache/data
+        if [[ $limited -eq 0 ]]; then
+            # Without Jupyter first; then the notebooks find in the cache whatever they ask of it, or fail.
+            step "prepared" env HESSIAN_CACHE="$root/build/test/cache" \
+                "$python" -m common.pipeline.prepare '*' --scale quick
+            sealed=(HESSIAN_CACHE_SEALED=1)
+        fi
+        step "notebooks" env ${sealed+"${sealed[@]}"} HESSIAN_CACHE="$root/build/test/cache" \
+            HESSIAN_OUT="$root/build/test/notebooks" "$python" "${notebooks[@]}"
         # Once more as on an older processor, and with two threads, which wait for each other without keeping a core busy;
-        # trainings are made anew, while images that were decoded before serve again.
+        # trainings are made anew.
         printf '\n'
         older=$("$python" -m common.pipeline.older_processor)
-        mkdir -p build/test/older/cache "$cache/data"
-        ln -sfn "$cache/data" build/test/older/cache/data
         # shellcheck disable=SC2086  # words, none with a blank in it
         step "older processor" env $older OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
             OMP_WAIT_POLICY=passive HESSIAN_CACHE="$root/build/test/older/cache" \
