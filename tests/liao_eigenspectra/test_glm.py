@@ -108,3 +108,13 @@ def test_halves(p):
 def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_sampled_hessians_are_drawn_one_after_the_other():
+    model = GLM(p=4, w=halves(4), response=LOGISTIC, loss=logistic_loss)
+    generator = torch.Generator().manual_seed(0)
+    hessians = list(model.sample_hessians(9, 3, generator))
+    again = torch.Generator().manual_seed(0)
+    for H in hessians:
+        assert torch.equal(H, model.hessian(model.sample_features(9, again), again))
+    assert not torch.equal(hessians[0], hessians[1])

@@ -201,3 +201,16 @@ def test_a_law_of_other_directions_is_refused(general_model):
     law = Law.sampled(np.ones(3), np.zeros((3, 1)), bounded=True)
     with pytest.raises(ValueError, match="the law has 1 coordinates t, the features have 2"):
         Eigenspectrum(law, general_model, 0.5)
+
+
+def test_separation_of_two_bulks_leaves_out_a_spike_between_them():
+    """Two bulks with a spike in the gap: C has eigenvalues 1 and 4, and μ = w, as in Figure 2d."""
+    p = 200
+    w = np.random.default_rng(0).standard_normal(p) / math.sqrt(p)
+    model = GLM(p=p, mean=w, w=w, covariance=([1.0, 4.0], [0.5, 0.5]), **LOGISTIC_MODEL)
+    H = Eigenspectrum.of(model, p / 1500)
+    (spike,) = H.spikes
+    assert spike.side == "between"
+    (_, low), (high, _) = H.support
+    sample = np.array([low - 0.01, high + 0.02, low - 0.2, spike.eigenvalue + 1e-3, high + 0.5])
+    assert H.separation(sample, (low + high) / 2) == pytest.approx(high - low + 0.03)

@@ -7,7 +7,7 @@ Section 1.1 of Liao & Mahoney (2021), "Hessian Eigenspectra of More Realistic No
 .. math:: H = \frac1n \sum_i g_i\, x_i x_i^\top, \qquad g_i = \partial^2 \ell(y_i, h) / \partial h^2 |_{h = w^\top x_i}.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -239,6 +239,11 @@ class GLM(Features):
     def hessian(self, X: Float[Tensor, "n p"], generator: torch.Generator) -> Float[Tensor, "p p"]:
         """The Hessian (4) at given features, Gaussian or not, with responses drawn for them, shape (p, p)."""
         return weighted_gram(X, self.weights(X, generator) / len(X))
+
+    def sample_hessians(self, n: int, draws: int, generator: torch.Generator) -> Iterator[Float[Tensor, "p p"]]:
+        """Hessians of independent samples of n, one after the other, each of shape (p, p)."""
+        for _ in range(draws):
+            yield self.hessian(self.sample_features(n, generator), generator)
 
 
 def eigenpair(H: Float[Tensor, "p p"], rank: int) -> tuple[float, Float[np.ndarray, " p"]]:

@@ -183,6 +183,22 @@ class Eigenspectrum(LimitingSpectrum):
         distance = min(abs(z[0] - x) for x in edges)
         return Spike(float(z[0]), multiplicity, float(distance), side, cosines, V.T @ alignment @ V)
 
+    def separation(self, eigenvalues: Float[np.ndarray, " p"], x: float | int) -> float:
+        """Distance between the two eigenvalues of a sample next to x, on either side of it.
+
+        The eigenvalue nearest to each predicted spike is left out, so that across a gap of the support this is the
+        distance of two bulks.
+
+        Parameters
+        ----------
+        eigenvalues
+            Of a sample, shape (p,), some on each side of x.
+        """
+        eigenvalues = np.asarray(eigenvalues)
+        spikes = [np.abs(eigenvalues - spike.eigenvalue).argmin() for spike in self.spikes]
+        rest = np.delete(eigenvalues, spikes)
+        return float(rest[rest > x].min() - rest[rest < x].max())
+
     # Theorem 4 ............................................................................................
 
     def resolvent(

@@ -1,0 +1,44 @@
+"""Scaled and shifted Marčenko-Pastur laws, against their closed form and a spectrum that is one."""
+
+import math
+
+import numpy as np
+import pytest
+
+from common.liao_eigenspectra.glm import GLM, LOGISTIC, Features, exponential_loss, halves, logistic_loss
+from common.liao_eigenspectra.law import Law
+from common.liao_eigenspectra.marchenko_pastur import MarchenkoPastur
+from common.liao_eigenspectra.spectrum import LimitingSpectrum
+
+C = 0.25
+
+
+def test_density_is_the_closed_form():
+    law, x = MarchenkoPastur(C, -1.0, 2.0), np.linspace(-0.45, 3.45, 9)
+    t = (x + 1) / 2
+    assert np.allclose(law.density(x), np.sqrt((t - 0.25) * (2.25 - t)) / (2 * math.pi * C * t) / 2, rtol=1e-8)
+
+
+def test_edges_are_matched_to_a_sample():
+    values = np.array([7.0, 3.0, 4.0])
+    law = MarchenkoPastur.matched(values, C)
+    assert (law.shift + 0.25 * law.scale, law.shift + 2.25 * law.scale) == pytest.approx((3.0, 7.0))
+
+
+def test_fit_finds_the_law_that_a_constant_g_makes():
+    H = LimitingSpectrum(Law.discrete([0.3]), Features(p=1), C)
+    law = MarchenkoPastur.fitted(H)
+    assert (law.shift, law.scale) == (pytest.approx(0.0, abs=1e-3), pytest.approx(0.3, abs=1e-3))
+    assert law.distance_from_limit(H) < 1e-3
+    assert law.distance(H.quantiles(500)) == pytest.approx(0.001, abs=1e-3)  # half a part of 500
+
+
+def test_no_other_law_of_the_family_is_nearer_than_the_fitted():
+    for loss in (logistic_loss, exponential_loss):
+        H = LimitingSpectrum(Law.of(GLM(p=8, w=halves(8), response=LOGISTIC, loss=loss)), Features(p=8), C)
+        law = MarchenkoPastur.fitted(H)
+        least = law.distance_from_limit(H)
+        assert least > 1e-4
+        for shift, scale in [(0.02, 1), (-0.02, 1), (0, 1.02), (0, 0.98)]:
+            other = MarchenkoPastur(C, law.shift + shift * law.scale, law.scale * scale)
+            assert other.distance_from_limit(H) > least
