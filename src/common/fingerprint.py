@@ -42,7 +42,7 @@ class Definition:
     name: str
 
 
-def _is_docstring(node: ast.AST) -> bool:
+def _is_docstring(node: object) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 

@@ -1,7 +1,7 @@
 """Uncertainty: intervals of means, of slopes and of ratios, from independent realizations."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -83,6 +83,6 @@ def bootstrap(
     return value, (min([value, *ends]), max([value, *ends]))
 
 
-def log_log_slope(x: Sequence[float], means: ArrayLike) -> float:
+def log_log_slope(x: ArrayLike, means: ArrayLike) -> float:
     """Least-squares slope of log means against log x."""
     return float(np.polyfit(np.log(x), np.log(means), 1)[0])
