@@ -7,7 +7,7 @@ from common import paths
 from common.hessian.layer import layer_hessian
 from common.wu_dissecting import trained, training
 from common.wu_dissecting.eigenspaces import overlap
-from common.wu_dissecting.trained import dissected, dissected_rows, of_all_schemes, overlaps_in_layer
+from common.wu_dissecting.trained import dissected, dissected_all, dissected_rows, of_all_schemes, overlaps_in_layer
 
 TINY = {"epochs": 1, "samples": 60, "seed": 3}
 
@@ -87,7 +87,7 @@ def test_overlaps_of_all_layers_of_a_large_network(monkeypatch):
 
 
 def test_overlaps_in_a_layer_of_several_ensembles():
-    cases = of_all_schemes("LeNet5-(fc1-7)", "CIFAR-10", members=[2, 1, 0], **TINY)
+    cases = dissected_all(of_all_schemes("LeNet5-(fc1-7)", "CIFAR-10", members=[2, 1, 0], **TINY))
     found = overlaps_in_layer(cases, "fc1", 20, 1.5)
     assert {name: tuple(part.shape) for name, part in found.items()} == {
         "pairs": (3, 3, 10), "tau": (3, 7), "gamma": (3, 400), "first": (3, 400), "kronecker": (3, 7),
@@ -121,7 +121,7 @@ def test_rows_of_large_networks_have_their_own_sizes_and_none_without_its_data(t
 
 
 def test_schemes_have_networks_of_their_own(trainings):
-    cases = of_all_schemes("LeNet5-(fc1-6)", "CIFAR-10", members=[2, 0, 1], **TINY)
+    cases = dissected_all(of_all_schemes("LeNet5-(fc1-6)", "CIFAR-10", members=[2, 0, 1], **TINY))
     assert [case.members for case in cases] == [2, 1]
     assert sorted(trainings) == [[3], [4], [5]]
     assert torch.equal(cases[0].X, cases[1].X)

@@ -341,12 +341,12 @@ def dissected(name: str, data: str, **defining: object) -> Dissected:
 
 def of_all_schemes(
     name: str, data: str, *, members: Sequence[int], epochs: int, samples: int, seed: int
-) -> list[Dissected]:
+) -> list[Trainings]:
     """Equal networks trained by each of :data:`SCHEMES`, so many of each, on the same samples, all seeds different."""
-    return dissected_all([
+    return [
         Trainings(name, data, number, epochs, samples, seed, scheme, first=sum(members[:k]))
         for k, (scheme, number) in enumerate(zip(SCHEMES, members, strict=True)) if number
-    ])  # fmt: skip
+    ]  # fmt: skip
 
 
 def dissected_rows(
