@@ -60,6 +60,26 @@ def dominance_of_mean(H: LayerHessian | ConvolutionHessian) -> tuple[float, floa
     return float(vectors[:, 0] @ H.mean_input) ** 2, float(values[0] / values[1])
 
 
+def kronecker_correspondence(
+    H: LayerHessian | ConvolutionHessian, k: int
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "m k"]]:
+    """:func:`correspondence` of the first k eigenvectors of E[M] ⊗ E[xxᵀ]: each has a 1 in either, and else zeros."""
+    _, i, j = H.kronecker_places(k)
+    identities = torch.eye(len(H.autocorrelation)), torch.eye(len(H.output_hessian))
+    return identities[0][:, j], identities[1][:, i]
+
+
+def band_mean(of_outputs: Float[np.ndarray, "m k"], part: slice = slice(None)) -> float:
+    """Mean over j ≤ m, or a part of them, of the correspondence of h_j with all u_i of |i − j| ≤ m/20.
+
+    The diagonal of Figures 11 to 15, read as a band: where eigenvalues nearly meet, h_j is a mixture of neighbours. For
+    m < 20 it is the diagonal itself.
+    """
+    m = len(of_outputs)
+    i, j = np.ogrid[:m, :m]
+    return float((of_outputs[:, :m] * (abs(i - j) <= m // 20)).sum(0)[part].mean())
+
+
 def pairwise_overlaps(bases: Sequence[Float[Tensor, "d K"]]) -> Float[np.ndarray, "E E K"]:
     """:func:`nested_overlaps` of every two of E bases; nan on the diagonal."""
     E, K = len(bases), bases[0].shape[1]
