@@ -15,6 +15,7 @@ import ast
 import hashlib
 import inspect
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,10 @@ COMPUTING = ("curvlinops-for-pytorch", "numpy", "scikit-learn", "scipy", "torch"
 _SILENT = {"ctx", "kind", "type_comment", "type_params", "type_ignores"}
 #: Annotations of functions; those of a dataclass's fields are part of it.
 _ANNOTATIONS = {(ast.arg, "annotation"), (ast.FunctionDef, "returns"), (ast.AsyncFunctionDef, "returns")}
+
+
+#: Python 3.11 cannot parse in two threads at once, and networks are trained in several.
+_PARSING = threading.Lock()
 
 
 class FingerprintError(ValueError):
@@ -103,11 +108,16 @@ def _bound(statement: ast.stmt) -> Iterator[str]:
     yield from (name.id for name in targets)
 
 
+def _statements(text: str) -> list[ast.stmt]:
+    with _PARSING:
+        return ast.parse(text).body
+
+
 @lru_cache(maxsize=512)
 def _parse(text: str) -> _Source:
     bindings: dict[str, list[ast.stmt]] = {}
     effects = []
-    for statement in ast.parse(text).body:
+    for statement in _statements(text):
         names = set(_bound(statement))
         for name in names:
             bindings.setdefault(name, []).append(statement)
@@ -259,7 +269,7 @@ def reached_by(function: Callable) -> set[Definition]:
 def reached_by_code(text: str) -> set[Definition]:
     """Definitions that the code of a notebook reaches, all its cells one after the other."""
     _refresh()
-    return _closed(_named(ast.parse(text).body, _parse(text), ""))
+    return _closed(_named(_statements(text), _parse(text), ""))
 
 
 def _text(here: Definition) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from toys import NAMES, PAPER, PARAMETERS, ROOT, Clone, finish, write_notebook
+from toys import NAMES, PAPER, PARAMETERS, ROOT, SLURM, Clone, finish, write_notebook
 
 from common.pipeline import publish as summary
 from common.pipeline import workflow
@@ -316,7 +317,7 @@ def test_wrong_options_are_one_line(bare, arguments, line):
 
 def readme_commands():
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    return [line.split("#")[0].split() for block in blocks for line in block.splitlines() if line.strip()]
+    return [words for block in blocks for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
 
 @pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
@@ -327,6 +328,9 @@ def test_every_command_of_the_readme(clone, command):
         if arguments[:1] == ["test"]:
             assert re.search("test +ruff", clone.run("--help"))  # run by test_the_tests_end_with_what_failed
             return
+        if "slurm" in arguments:
+            assert arguments[arguments.index("--") + 1 :] == [*SLURM]  # run by test_slurm.py
+            return
         arguments = ["alpha" if a == "fig08" else a for a in arguments]
         output = clone.run(*([] if "--scale" in arguments else ["--scale", "quick"]), *arguments)
         assert f"{PAPER}/alpha" in output
@@ -335,15 +339,17 @@ def test_every_command_of_the_readme(clone, command):
         assert (ROOT / command[command.index("-f") + 1]).exists()  # held to the lock in test_environment.py
     elif command[:3] == [".venv/bin/jupyter", "lab", "notebooks"]:
         assert (ROOT / "notebooks").is_dir()  # opened in a browser in test_jupyterlab.py
-    elif program == "env":
-        assert arguments[:3] == ["PYTHONPATH=src", "python", "-m"]
-        script = [sys.executable, *arguments[2:], "--help"]  # run to its end in the tests of its module
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        assert "usage" in subprocess.run(script, capture_output=True, text=True, check=True, env=environment).stdout
     else:
-        assert program == ".venv/bin/python"
-        script = [sys.executable, ROOT / arguments[0], "--help"]
-        assert "usage" in subprocess.run(script, capture_output=True, text=True, check=True).stdout
+        if program == "env":
+            assert arguments[0] == "PYTHONPATH=src"
+            program, *arguments = arguments[1:]
+        assert program in ("python", ".venv/bin/python")
+        script = arguments[:2] if arguments[0] == "-m" else [ROOT / arguments[0]]  # run in tests of its own, or long
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        done = subprocess.run([sys.executable, *script, "--help"], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        options = [a for a in arguments[len(script) :] if a.startswith("--")]
+        assert [option for option in options if option not in done.stdout] == []
 
 
 def test_help_names_every_option(bare):

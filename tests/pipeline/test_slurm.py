@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import PAPER, Clone
+from toys import PAPER, SLURM, Clone
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "sinfo")
 
@@ -128,7 +128,7 @@ def test_a_cluster_runs_the_notebooks(slurm, tmp_path):
     clone = Clone(tmp_path / "clone")
     clone.add_toys()
     output = clone.run(
-        "--scale", "quick", "--only", "eta", "--", "--executor", "slurm", "--slurm-status-command", "squeue",
+        "--scale", "quick", "--only", "eta", "--", *SLURM,
         "--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1",
     )  # fmt: skip
     assert clone.ran(output) == {"beta"}

@@ -81,6 +81,8 @@ LIGHT_TOY = """
 from common.light_run import finish
 MODULE
 finish("dong_quantifying/NAME", "a", {"n": n, "noise": noise})"""
+#: What follows the dashes on a cluster that keeps no accounts.
+SLURM = ("--executor", "slurm", "--slurm-status-command", "squeue")
 NAMES = {"alpha", "beta", "gamma"}
 PARAMETERS = "n: int = 3  # draws; paper: 3"
 
