@@ -75,7 +75,7 @@ def repository(tmp_path, monkeypatch):
 def took(root, one, seconds, source=None, spared=0.0):
     folder = root / "build" / one["scale"] / one["id"] / (source or one["source"])[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "timing.json").write_text(json.dumps({"seconds": seconds, "spared": spared, "peak_mb": 300}))
+    (folder / "timing.json").write_text(json.dumps({"seconds": 1e4, "processor": seconds, "spared": spared, "peak_mb": 300}))
 
 
 def unescaped_cells(line):
@@ -160,8 +160,8 @@ def test_stand_ins_are_marked():
 def test_costs_survive_in_the_text(repository):
     costs = {("laptop", LINEAR): (83, 412), ("laptop", HIDDEN): (5, 300)}
     text = gallery_text(RECORDS, costs)
-    assert "- From a cold cache: 83 s, 412 MB" in text
-    assert text.count("- From a cold cache: –") == 2
+    assert "- One core from a cold cache: 83 s, 412 MB" in text
+    assert text.count("- One core from a cold cache: –") == 2
     (repository(*RECORDS) / "figures" / "README.md").write_text(text)
     assert committed_costs() == costs
 

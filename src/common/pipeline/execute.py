@@ -50,16 +50,24 @@ class Cost:
     Attributes
     ----------
     seconds
-        Of this run.
+        From its start to its end, whatever ran beside it.
+    processor
+        Seconds that it kept one core busy.
     spared
-        Thread-seconds that what it found in the cache once took: with them it is what a cold run takes.
+        The same of what it found in the cache, when that was made.
     peak_mb
         Memory of the largest process.
     """
 
     seconds: float
+    processor: float
     spared: float
     peak_mb: int
+
+    @property
+    def cold(self) -> float:
+        """Seconds that it keeps one core busy when nothing is in the cache."""
+        return self.processor + self.spared
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,22 +244,22 @@ def read_cost(folder: Path) -> Cost | None:
         return None
 
 
-#: A line of the gallery that carries on what a notebook took: scale, notebook, seconds from a cold cache, MB.
+#: What the gallery carries on of a notebook: scale, identifier, seconds of one core from a cold cache, MB.
 COST_LINE = re.compile(r"<!-- cost: (\S+) (\S+) (\d+) s (\d+) MB -->")
 
 
 def committed_costs() -> dict[tuple[str, str], tuple[int, int]]:
-    """Seconds from a cold cache and MB by scale and notebook, as the gallery has them."""
+    """Seconds of one core from a cold cache and MB by scale and notebook, as the gallery has them."""
     gallery = paths.FIGURES / "README.md"
     text = gallery.read_text(encoding="utf-8") if gallery.exists() else ""
     return {(scale, ident): (int(s), int(mb)) for scale, ident, s, mb in COST_LINE.findall(text)}
 
 
 def last_cost(task: Task, committed: Mapping[tuple[str, str], tuple[int, int]]) -> tuple[float, int] | None:
-    """Seconds from a cold cache and MB that a notebook took last at its scale: here, or as the gallery has it."""
+    """Seconds of one core from a cold cache, and MB, that a notebook took last: here, or as the gallery has it."""
     here = [cost for folder in task.folder.parent.glob("*") if (cost := read_cost(folder))]
     if here:
-        return max(cost.seconds + cost.spared for cost in here), max(cost.peak_mb for cost in here)
+        return max(cost.cold for cost in here), max(cost.peak_mb for cost in here)
     return committed.get((task.scale, task.ident))
 
 
@@ -311,8 +319,13 @@ def execute(task: Task) -> None:
         if json.loads(task.record.read_text(encoding="utf-8"))["source"] != task.source:
             raise NotebookError("its code changed while it ran; run it again")
         spared = json.loads((task.folder / "spared.json").read_text(encoding="utf-8"))["seconds"]
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        cost = Cost(round(time.perf_counter() - started, 1), spared, round(peak))
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cost = Cost(
+            seconds=round(time.perf_counter() - started, 1),
+            processor=round(used.ru_utime + used.ru_stime, 1),
+            spared=spared,
+            peak_mb=round(used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)),
+        )
         with paths.replacing(task.timing) as path:
             path.write_text(json.dumps(vars(cost)) + "\n", encoding="utf-8")
     except Exception as error:

@@ -31,7 +31,7 @@ _COMMAND = "python -m common.pipeline.gallery"
 _BEGIN, _END = "<!-- scorecard -->", "<!-- /scorecard -->"
 
 Records = Sequence[Mapping]
-#: Seconds from a cold cache and MB by scale and notebook.
+#: Seconds of one core from a cold cache and MB by scale and notebook.
 Costs = Mapping[tuple[str, str], tuple[int, int]]
 
 
@@ -76,8 +76,7 @@ def measured_costs(records: Records) -> dict[tuple[str, str], tuple[int, int]]:
     for record in records:
         for file in (paths.BUILD / record["scale"] / record["id"]).glob("*/timing.json"):
             if record["source"].startswith(file.parent.name) and (cost := read_cost(file.parent)):
-                cold = max(1, round(cost.seconds + cost.spared))
-                costs[record["scale"], record["id"]] = cold, cost.peak_mb
+                costs[record["scale"], record["id"]] = max(1, round(cost.cold)), cost.peak_mb
     return costs
 
 
@@ -182,7 +181,7 @@ def _notebook_section(group: Records, costs: Costs) -> str:
             f"- Data: {'; '.join(map(_data, record['data']))}",
             f"- Reduced: {escaped('; '.join(record['reduced'])) or 'nothing'}",
             f"- Claims: {_summary(count_verdicts([record]))} ([record]({scale}/{ident}.json))",
-            f"- From a cold cache: {time}",
+            f"- One core from a cold cache: {time}",
         ]
     return "\n".join(lines)
 

@@ -189,7 +189,7 @@ def regenerate(scale: str, *, only: str = "", jobs: int, dry_run: bool = False, 
         committed = committed_costs()
         for task in tasks:
             cost = last_cost(task, committed)
-            took = f"{cost[0]:7.0f} s cold, {cost[1]:6d} MB" if cost else " " * 17 + "never run"
+            took = f"{cost[0]:6.0f} s of one core, {cost[1]:6d} MB" if cost else "never run".rjust(28)
             print(f"{'would run ' if task in waiting else 'up to date'}  {took}  {task.ident}")
         for ident, reason in broken.items():
             print(f"broken      {ident}: {reason}")
