@@ -3,8 +3,9 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
-from common.notebook.plotting import band, panels
+from common.notebook.plotting import COLORS, SEQUENCE, band, panels, with_few_colors
 
 
 @pytest.fixture
@@ -37,3 +38,15 @@ def test_panels_fill_rows_and_leave_no_empty_frame():
     fig, axes = panels(2, 3, height=1.0)
     assert len(axes) == 2
     plt.close(fig)
+
+
+def test_few_colors_keep_those_of_the_lines():
+    """A heat map of noise takes all 256 colours that a median cut has to give."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    lines = {tuple(bytes.fromhex(color[1:])) for color in [*COLORS.values(), *SEQUENCE]}
+    for row, color in enumerate(sorted(lines)):
+        noise[row] = color
+    reduced = np.asarray(with_few_colors(Image.fromarray(noise)).convert("RGB"))
+    assert len(np.unique(reduced.reshape(-1, 3), axis=0)) <= 256
+    for row, color in enumerate(sorted(lines)):
+        assert (reduced[row] == color).all()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
+from PIL import Image
 
 from common.notebook.intervals import mean_interval
 
@@ -45,6 +46,15 @@ def use_style() -> None:
         "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4,
         "image.cmap": "magma_r", "image.interpolation": "nearest",
     })  # fmt: skip
+
+
+def with_few_colors(image: Image.Image) -> Image.Image:
+    """An RGB image in a palette of 256 colours, among which are those of the lines, exactly."""
+    ours = sorted({*COLORS.values(), *SEQUENCE, "#FFFFFF"})
+    exact = [channel for color in ours for channel in bytes.fromhex(color[1:])]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(exact + image.quantize(256 - len(ours)).getpalette()[: 3 * (256 - len(ours))])
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def add_small_print(fig: Figure, text: str) -> None:

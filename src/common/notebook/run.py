@@ -51,6 +51,7 @@ from common.paths import replacing
 #: Size of an image in bytes from which its colours are reduced.
 LARGE = 300_000
 
+
 def record_schema() -> dict:
     """The JSON schema that every record obeys."""
     return json.loads(resources.files("common.notebook").joinpath("record.schema.json").read_text(encoding="utf-8"))
@@ -218,7 +219,7 @@ class Run:
         with replacing(self.out / name) as path, Image.open(pixels) as image:
             shown = image.convert("RGB")
             if pixels.getbuffer().nbytes > LARGE:
-                shown = shown.quantize(256, dither=Image.Dither.NONE)
+                shown = plotting.with_few_colors(shown)
             shown.save(path, format="png", optimize=True)
         self._figures.append(name)
         display(ImageView(filename=str(self.out / name), width=96 * fig.get_figwidth()))
