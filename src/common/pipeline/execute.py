@@ -33,6 +33,8 @@ SCALES = ("quick", "laptop", "paper")
 
 #: One BLAS thread a notebook, whatever runs beside it: results must not depend on the number of jobs.
 THREADS = 1
+#: How a process is told so; they are read when the libraries are loaded.
+THREAD_VARIABLES = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(THREADS))
 
 
 class PlanError(ValueError):
@@ -306,8 +308,7 @@ def execute(task: Task) -> None:
     notebook = paths.notebook_path(task.ident)
     for stale in (task.record, task.timing, task.error, *task.folder.glob(".*")):
         stale.unlink(missing_ok=True)
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(THREADS))
-    os.environ.update(threads, HESSIAN_SCALE=task.scale, HESSIAN_OUT=str(task.folder), PYTHONHASHSEED="0")
+    os.environ.update(THREAD_VARIABLES, HESSIAN_SCALE=task.scale, HESSIAN_OUT=str(task.folder), PYTHONHASHSEED="0")
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not one of the home folder
     started = time.perf_counter()
     try:

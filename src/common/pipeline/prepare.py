@@ -29,7 +29,7 @@ import yaml
 
 from common import cache, paths
 from common.notebook.provenance import ParameterError, code_cells, read_notebook, resolve_parameters
-from common.pipeline.execute import stop_with_parent
+from common.pipeline.execute import THREAD_VARIABLES, stop_with_parent
 
 #: Exit code of a call that ran out of time.
 AGAIN = 3
@@ -97,6 +97,13 @@ def matching(pattern: str) -> list[str]:
     return [ident for ident in idents if code_cells(read_notebook(paths.notebook_path(ident)), "prepare")]
 
 
+def in_one_thread() -> None:
+    """Begin anew with as many BLAS threads as a notebook has, unless it is so: what is made depends on their number."""
+    if any(os.environ.get(name) != value for name, value in THREAD_VARIABLES.items()):
+        os.environ.update(THREAD_VARIABLES)
+        os.execv(sys.executable, [sys.executable, "-m", "common.pipeline.prepare", *sys.argv[1:]])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: 0 when all is made, 3 when time ran out before, 2 for what makes no sense."""
     parser = argparse.ArgumentParser(prog="python -m common.pipeline.prepare", description=__doc__.partition("\n")[0])
@@ -141,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    in_one_thread()
     code = main()
     sys.stdout.flush()
     os._exit(code)  # threads that still train are not waited for; every file that they leave is whole
