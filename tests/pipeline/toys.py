@@ -32,13 +32,14 @@ wait("start")""",
     """
 import matplotlib.pyplot as plt
 import numpy as np
-import common.toy_user
+from common import toy_user
 from common.data import DataSource
-from common.notebook.run import Run, inside
+from common.notebook.claims import inside
+from common.notebook.run import Run
 
 run = Run("dong_quantifying/alpha", globals(), title="A toy", figures=["1"])
 run.uses(DataSource("noise", "generated, seed 0", None, n))
-x = np.random.default_rng(0).normal(scale=noise, size=n)""",
+x = np.random.default_rng(0).normal(scale=noise, size=n) * toy_user.value()""",
     """
 fig, ax = plt.subplots(figsize=(4, 3))
 ax.plot(x)
@@ -84,6 +85,8 @@ finish("dong_quantifying/NAME", "a", {"n": n, "noise": noise})"""
 #: What follows the dashes on a cluster that keeps no accounts.
 SLURM = ("--executor", "slurm", "--slurm-status-command", "squeue")
 NAMES = {"alpha", "beta", "gamma"}
+#: What a notebook calls, and what that needs.
+USER = '"""User."""\n\nfrom common.toy_base import VALUE\n\n\ndef value():\n    """One."""\n    return VALUE\n'
 PARAMETERS = "n: int = 3  # draws; paper: 3"
 
 
@@ -133,10 +136,10 @@ class Clone:
     def add_toys(self):
         common = self.root / "src" / "common"
         (common / "toy_base.py").write_text('"""Base."""\n\nVALUE = 1\n')
-        (common / "toy_user.py").write_text('"""User."""\n\nfrom common.toy_base import VALUE\n')
+        (common / "toy_user.py").write_text(USER)
         (common / "light_run.py").write_text(LIGHT_RUN)
         write_notebook(self.notebook("alpha"), TOY)
-        for name, module in {"beta": "from common import toy_base", "gamma": ""}.items():
+        for name, module in {"beta": "from common import toy_base\ntoy_base.VALUE", "gamma": ""}.items():
             write_notebook(
                 self.notebook(name), [*TOY[:1], LIGHT_TOY.replace("NAME", name).replace("MODULE", module)]
             )
@@ -161,7 +164,7 @@ class Clone:
 
     def would_run(self):
         output = self.run("--scale", "quick", "--dry-run")
-        return set(re.findall(rf"would run +{PAPER}/(\w+)", output))
+        return set(re.findall(rf"would run .* {PAPER}/(\w+)", output))
 
     def ran(self, output):
         return set(re.findall(rf"{PAPER}/(\w+) started", output))
