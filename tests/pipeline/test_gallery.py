@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -221,6 +222,20 @@ def test_costs_are_those_of_a_cold_run_measured_here_or_carried_over(repository)
     assert gallery.stale_files() == []
     gallery.write_gallery()
     assert committed_costs() == measured | {("laptop", LINEAR): (40, 300)}
+
+
+def test_a_record_of_earlier_code_is_marked(monkeypatch, repository):
+    def of_now(ident, scale, overrides):
+        if ident == EDGES:
+            raise gallery.NotebookError("it is gone")
+        return SimpleNamespace(source="ab" * 32 if scale == "laptop" and ident == LINEAR else "cd" * 32)
+
+    monkeypatch.setattr(gallery, "task", of_now)
+    assert gallery.outdated(RECORDS) == {("paper", LINEAR), ("laptop", HIDDEN), ("laptop", EDGES)}
+    root = repository(*RECORDS)
+    gallery.write_gallery()
+    assert (root / "figures" / "README.md").read_text().count("- **Made by earlier code**") == 3
+    assert "3 of 4 records were made by earlier code" in (root / "README.md").read_text()
 
 
 def test_a_damaged_record_is_named(repository, capsys):
