@@ -1,7 +1,6 @@
 """The files that keep what took long: found by all that defines them, whole whatever interrupts their making."""
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -15,10 +14,11 @@ import pytest
 import torch
 
 from common import cache, paths
-from common.cache import MissingError, cached, describe, making_only, spared_seconds
+from common.cache import MissingError, cached, code_of, describe, making_only, spared_seconds
 from common.dong_quantifying import full_batch
 from common.dong_quantifying.full_batch import LOSSES, TrainingResult, train_full_batch
-from common.fingerprint import FingerprintError
+from common.fingerprint import FingerprintError, reached_by
+from common.wu_dissecting.pac_bayes.optimize import Schedule
 
 NAME = "dong_quantifying.full_batch.train_full_batch"
 each_loss = pytest.mark.parametrize("loss", LOSSES)
@@ -102,14 +102,11 @@ def test_whatever_defines_a_result_names_its_file():
     assert json.loads(keys[0])["arguments"]["X"]["shape"] == [37, 6]
 
 
-@dataclasses.dataclass
-class Schedule:
-    epochs: int
-
-
-def test_dataclasses_enter_by_their_fields():
-    keys = {describe(train_full_batch, {"schedule": Schedule(epochs)}) for epochs in (1, 2, 2)}
+def test_dataclasses_enter_by_their_fields_and_their_code():
+    keys = {describe(train_full_batch, {"schedule": Schedule(epochs=epochs)}) for epochs in (1, 2, 2)}
     assert len(keys) == 2
+    assert reached_by(Schedule) <= code_of(train_full_batch, {"options": [{"schedule": Schedule()}]})
+    assert not reached_by(Schedule) <= code_of(train_full_batch, {})
 
 
 @pytest.mark.parametrize(
@@ -118,7 +115,7 @@ def test_dataclasses_enter_by_their_fields():
         (Path("file"), "a key holds numbers, .* and tensors; got PosixPath"),
         ({1, 2}, "got set"),
         (Schedule, "got type"),
-        (Schedule(Path("file")), "got PosixPath"),
+        ({"deep": [Path("file")]}, "got PosixPath"),
         (train_full_batch, "got function"),
     ],
 )

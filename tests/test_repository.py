@@ -20,6 +20,7 @@ from common.notebook.provenance import parameter_defaults, resolve_parameters
 from common.notebook.run import record_schema
 from common.pipeline import gallery
 from common.pipeline.execute import SCALES, scale_parameters, task
+from common.pipeline.refresh import QUICK
 
 NOTEBOOKS = paths.notebook_ids()
 FILES = [file for scale in gallery.SCALES for file in paths.FIGURES.glob(f"{scale}/*/[!.]*.json")]
@@ -165,6 +166,11 @@ def test_scale_fits_the_notebooks(scale):
 @each_notebook
 def test_notebook_has_its_laptop_record(ident):
     assert f"laptop/{ident}" in RECORDS
+
+
+@each_notebook
+def test_notebook_has_its_quick_record(ident):
+    assert (QUICK / f"{ident}.json").exists(), f"run python -m common.pipeline.refresh {ident}"
 
 
 @each_record

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from common import paths
-from common.fingerprint import fingerprint
+from common.fingerprint import Definition, digest, reached_by
 from common.paths import replacing
 
 #: Seconds between two checkpoints: the most that an interruption costs.
@@ -105,6 +105,28 @@ def _as_json(value: object) -> object:
     raise TypeError(f"a key holds {kinds}; got {type(value).__name__}")
 
 
+def _dataclasses(value: object) -> set[type]:
+    """The classes of the dataclasses in an argument: their methods may run."""
+    if isinstance(value, Mapping):
+        return set().union(*map(_dataclasses, value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(_dataclasses, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {type(value), *_dataclasses(vars(value))}
+    return set()
+
+
+def code_of(make: Callable, arguments: Mapping[str, object]) -> set[Definition]:
+    """Definitions that a result depends on: those that the function reaches, and the classes of its arguments.
+
+    Raises
+    ------
+    FingerprintError
+        If the function does not stand at the top of a module of ``common``.
+    """
+    return reached_by(make).union(*map(reached_by, _dataclasses(arguments)))
+
+
 def describe(make: Callable, arguments: Mapping[str, object]) -> str:
     """Canonical JSON of the arguments of a function and of the code that it reaches.
 
@@ -115,7 +137,7 @@ def describe(make: Callable, arguments: Mapping[str, object]) -> str:
     FingerprintError
         If the function does not stand at the top of a module of ``common``.
     """
-    content = {"make": name_of(make), "code": fingerprint(make), "arguments": dict(arguments)}
+    content = {"make": name_of(make), "code": digest(code_of(make, arguments)), "arguments": dict(arguments)}
     return json.dumps(content, sort_keys=True, allow_nan=False, default=_as_json)
 
 

@@ -250,7 +250,7 @@ def _dotted(node: ast.AST) -> list[str]:
 
 
 def reached_by(function: Callable) -> set[Definition]:
-    """Definitions that a function at the top of a module of ``common`` reaches, itself among them.
+    """Definitions that a function or class at the top of a module of ``common`` reaches, itself among them.
 
     Raises
     ------
@@ -289,17 +289,6 @@ def digest(definitions: Iterable[Definition]) -> str:
     for definition in sorted(definitions):
         sha.update(_text(definition).encode())
     return sha.hexdigest()
-
-
-def fingerprint(function: Callable) -> str:
-    """SHA-256 over all that the results of a function depend on besides its arguments.
-
-    Raises
-    ------
-    FingerprintError
-        As :func:`reached_by`.
-    """
-    return digest(reached_by(function))
 
 
 def locked_versions() -> list[str]:

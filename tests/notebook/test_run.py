@@ -126,7 +126,7 @@ def test_record_is_written_valid_and_the_same_twice(notebook):
     assert "reproduced" in repr(table) and "-2.0" not in repr(table).replace("within [-2.2", "")
     assert "<td" in table._repr_html_()
     assert "[-2.1, -1.9]" in repr(run.measurements())
-    assert json.loads((run.out / "spared.json").read_text()) == {"seconds": 0.0}
+    assert set(json.loads((run.out / "spared.json").read_text())) == {"seconds"}
 
 
 def test_numbers_that_are_not_finite_are_refused_by_name(notebook):

@@ -76,7 +76,8 @@ def repository(tmp_path, monkeypatch):
 def took(root, one, seconds, source=None, spared=0.0):
     folder = root / "build" / one["scale"] / one["id"] / (source or one["source"])[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "timing.json").write_text(json.dumps({"seconds": 1e4, "processor": seconds, "spared": spared, "peak_mb": 300}))
+    cost = {"seconds": 1e4, "processor": seconds, "spared": spared, "peak_mb": 300}
+    (folder / "timing.json").write_text(json.dumps(cost))
 
 
 def unescaped_cells(line):

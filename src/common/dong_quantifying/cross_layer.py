@@ -1,7 +1,8 @@
 r"""Along training: the cross-layer Hessian beside the diagonal parts, and its stripes; Section 4 of the paper.
 
-The stripes of :math:`H_{wv}` are the first term of (11) and (18), :math:`\frac1N\sum_n g_{nj} a_{nk} x_n e_k^\top`, with
-:math:`g = p - \delta` under CE and :math:`2(f - \delta)` under MSE. The columns that it occupies hold a part of the
+The stripes of :math:`H_{wv}` are the first term of (11) and (18),
+:math:`\frac1N\sum_n g_{nj} a_{nk} x_n e_k^\top`, with :math:`g = p - \delta` under CE and
+:math:`2(f - \delta)` under MSE. The columns that it occupies hold a part of the
 second term too, so that their share of :math:`\|H_{wv}\|_F^2` stays above 1/4 even where the first term is gone.
 """
 

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 import jsonschema
@@ -173,7 +173,7 @@ def _verdict_cells(records: Iterable[Mapping]) -> list[int]:
     return [counts[verdict] for verdict in VERDICTS]
 
 
-def _notebook_section(group: Records, costs: Costs, old: set[tuple[str, str]]) -> str:
+def _notebook_section(group: Records, costs: Costs, old: Set[tuple[str, str]]) -> str:
     """The gallery's entry for one notebook: its records, one for each scale."""
     ident, title, shown = group[0]["id"], escaped(group[0]["title"]), _shown(group[0])
     lines = [
@@ -219,7 +219,7 @@ def _scorecard(records: Records) -> str:
     return table(header, rows)
 
 
-def gallery_text(records: Records, costs: Costs, old: set[tuple[str, str]] = frozenset()) -> str:
+def gallery_text(records: Records, costs: Costs, old: Set[tuple[str, str]] = frozenset()) -> str:
     """The whole of ``figures/README.md``.
 
     Parameters
