@@ -1,8 +1,8 @@
-"""For nbval: every notebook ends with one check more, of its record against the committed quick record.
+"""For nbval: every notebook ends with one check more, of its record against the committed one.
 
-The table in a notebook's last cell is compared as text, and holds nothing but what any processor prints; its numbers are
-compared by :func:`common.pipeline.refresh.differences`. A notebook that had to run on stand-in data is checked to run,
-and not for what it prints.
+The table in a notebook's last cell is compared as text, and holds nothing but what any processor
+prints; its numbers are compared by :func:`common.pipeline.refresh.differences`. A notebook that had
+to run on stand-in data is checked to run, and not for what it prints.
 """
 
 import json
@@ -41,7 +41,9 @@ class RecordCheck(pytest.Item):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the check of the record after the last cell."""
-    last = {item.parent: position for position, item in enumerate(items) if isinstance(item, IPyNbCell)}
+    last = {
+        item.parent: position for position, item in enumerate(items) if isinstance(item, IPyNbCell)
+    }
     for file, position in reversed(last.items()):
         if (QUICK / f"{ident(file)}.json").exists():
             items.insert(position + 1, RecordCheck.from_parent(file, name="record"))
@@ -49,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Before the kernel starts, name the folder of its results; after stand-in data, compare no more outputs."""
+    """Before the kernel starts, name the folder of its results; compare nothing after stand-ins."""
     file = item.parent
     if not hasattr(file, "stand_ins"):
         file.stand_ins = []
@@ -62,14 +64,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Look for announcements of stand-in data in what the cell has printed."""
-    printed = "".join(output.get("text", "") for output in getattr(item, "test_outputs", None) or ())
-    names = [line.removeprefix(STAND_IN).partition(":")[0] for line in printed.splitlines() if STAND_IN in line]
+    printed = "".join(
+        output.get("text", "") for output in getattr(item, "test_outputs", None) or ()
+    )
+    names = [
+        line.removeprefix(STAND_IN).partition(":")[0]
+        for line in printed.splitlines()
+        if STAND_IN in line
+    ]
     item.parent.stand_ins += names
     item.user_properties.extend(("stand-in", name) for name in names)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which notebooks that were."""
-    reports = (r for r in terminalreporter.getreports("") + terminalreporter.getreports("passed") if r.when != "setup")
-    for nodeid, name in sorted({(r.nodeid, name) for r in reports for _, name in r.user_properties}):
-        terminalreporter.write_line(f"stand-in data for {name}, output not compared: {nodeid.partition('::')[0]}")
+    reports = [r for kind in ("", "passed") for r in terminalreporter.getreports(kind)]
+    named = {(r.nodeid, n) for r in reports if r.when != "setup" for _, n in r.user_properties}
+    for nodeid, name in sorted(named):
+        file = nodeid.partition("::")[0]
+        terminalreporter.write_line(f"stand-in data for {name}, output not compared: {file}")
