@@ -19,7 +19,7 @@ with a table: the verdict on every claim, seconds, memory, and how the records c
   --dry-run      say what would run, and change nothing
   -- ARGUMENTS   go to Snakemake unchanged, such as: -- --executor slurm
   test           ruff, the unit tests, and every notebook at the quick scale, twice: as this processor computes, and as an
-                 older one would, with two threads. PYTEST ARGUMENTS, such as -k fig04, choose among tests and notebooks
+                 older one would; some with two threads too. PYTEST ARGUMENTS, such as -k fig04, choose among tests and notebooks
 
 It can be interrupted at any moment; the same command then goes on where it was.
 
@@ -138,13 +138,12 @@ sort_arguments() {
 }
 
 run_tests() {
-    local closings=() summary="" total="" failed=0 limited=0 word n jobs cache began=$SECONDS
-    local both=() unit_paths=() notebook_paths=() sealed=() notebooks older
+    local closings=() summary="" total="" failed=0 limited=0 word n jobs began=$SECONDS
+    local both=() unit_paths=() notebook_paths=() notebooks older
     [[ ${1:-} != -- ]] || shift
     [[ $# -eq 0 ]] || limited=1
     sort_arguments "$@"
     jobs=$("$python" -c 'from common.pipeline.workflow import cores; print(cores())')
-    cache=$("$python" -c 'from common import paths; print(paths.CACHE)')
     mkdir -p build/test
     # As common.pipeline.execute does: one BLAS thread a process, whatever runs beside it.
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 JUPYTER_PREFER_ENV_PATH=1
@@ -158,25 +157,17 @@ run_tests() {
             -m pytest -p no:python --nbval-lax --nbval-cell-timeout 600 -n "$jobs" --dist loadfile
             ${both+"${both[@]}"} "${notebook_paths[@]:-notebooks}"
         )
-        mkdir -p build/test/cache build/test/older/cache "$cache/data"
-        ln -sfn "$cache/data" build/test/cache/data  # images that were decoded before serve again
-        ln -sfn "$cache/data" build/test/older/cache/data
-        if [[ $limited -eq 0 ]]; then
-            # Without Jupyter first; then the notebooks find in the cache whatever they ask of it, or fail.
-            step "prepared" env HESSIAN_CACHE="$root/build/test/cache" \
-                "$python" -m common.pipeline.prepare '*' --scale quick
-            sealed=(HESSIAN_CACHE_SEALED=1)
-        fi
-        step "notebooks" env ${sealed+"${sealed[@]}"} HESSIAN_CACHE="$root/build/test/cache" \
-            HESSIAN_OUT="$root/build/test/notebooks" "$python" "${notebooks[@]}"
-        # Once more as on an older processor, and with two threads, which wait for each other without keeping a core busy;
-        # trainings are made anew.
+        step "notebooks" env HESSIAN_SCALE=quick HESSIAN_OUT="$root/build/test/notebooks" "$python" "${notebooks[@]}"
         printf '\n'
-        older=$("$python" -m common.pipeline.older_processor)
+        older=$("$python" -m common.pipeline.older_processor $([[ $limited -eq 1 ]] || echo --probe))
         # shellcheck disable=SC2086  # words, none with a blank in it
-        step "older processor" env $older OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
-            OMP_WAIT_POLICY=passive HESSIAN_CACHE="$root/build/test/older/cache" \
-            HESSIAN_OUT="$root/build/test/older/notebooks" "$python" "${notebooks[@]}"
+        step "older processor" env $older HESSIAN_SCALE=quick HESSIAN_OUT="$root/build/test/older" "$python" "${notebooks[@]}"
+        if [[ $limited -eq 0 ]]; then
+            # A notebook of each paper with two threads, which wait for each other without keeping a core busy.
+            step "two threads" env OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+                HESSIAN_SCALE=quick HESSIAN_OUT="$root/build/test/threads" "$python" "${notebooks[@]}" \
+                -k "fig09_scaling_hidden or fig02_shapes or fig19_20_trajectory or fig05_thresholds"
+        fi
     fi
     printf '\n== summary\n%s' "$summary"
     for word in failed passed skipped error; do

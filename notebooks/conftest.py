@@ -3,10 +3,14 @@
 The table in a notebook's last cell is compared as text, and holds nothing but what any processor
 prints; its numbers are compared by :func:`common.pipeline.refresh.differences`. A notebook that had
 to run on stand-in data is checked to run, and not for what it prints.
+
+Each notebook has a cache of its own, empty but for decoded images. After its last cell tagged
+``prepare`` nothing may be added to it: what takes long is made there, without Jupyter too.
 """
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,12 +20,24 @@ from common import paths
 from common.pipeline.refresh import QUICK, differences
 
 STAND_IN = "STAND-IN DATA for "  # as common.notebook.run.Run.uses announces them
+#: Images that were decoded before serve all.
+IMAGES = paths.CACHE
 OUT = Path(os.environ.get("HESSIAN_OUT") or paths.BUILD / "test" / "notebooks")
 
 
 def ident(file: IPyNbFile) -> str:
     """``"<paper>/<notebook>"``."""
     return file.path.relative_to(paths.NOTEBOOKS).with_suffix("").as_posix()
+
+
+def kept(file: IPyNbFile) -> set[str]:
+    """Names of the results in a notebook's own cache."""
+    return {path.name for path in own_cache(file).glob("*/*.pt")}
+
+
+def own_cache(file: IPyNbFile) -> Path:
+    """Where a notebook finds what it has prepared."""
+    return OUT / "cache" / ident(file)
 
 
 class RecordCheck(pytest.Item):
@@ -31,6 +47,10 @@ class RecordCheck(pytest.Item):
         committed = json.loads((QUICK / f"{ident(self.parent)}.json").read_text(encoding="utf-8"))
         record = json.loads((OUT / f"{ident(self.parent)}.json").read_text(encoding="utf-8"))
         found = differences(committed, record)
+        found += [
+            f"kept only after what is prepared: {n}"
+            for n in kept(self.parent) - self.parent.prepared
+        ]
         if found:
             pytest.fail("\n".join(found), pytrace=False)
 
@@ -58,12 +78,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         file.skip_compare += ("text/html",)  # for a reader, measurements and all
         os.environ["HESSIAN_OUT"] = str((OUT / ident(file)).parent)
         (OUT / f"{ident(file)}.json").unlink(missing_ok=True)
+        shutil.rmtree(own_cache(file), ignore_errors=True)
+        own_cache(file).mkdir(parents=True)
+        (IMAGES / "data").mkdir(parents=True, exist_ok=True)
+        (own_cache(file) / "data").symlink_to(IMAGES / "data")
+        os.environ["HESSIAN_CACHE"] = str(own_cache(file))
+        file.prepared = set()
     if file.stand_ins and isinstance(item, IPyNbCell):
         item.options["check"] = False
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Look for announcements of stand-in data in what the cell has printed."""
+    """Note what was prepared, and look for announcements of stand-in data in what was printed."""
+    if "prepare" in getattr(item, "cell", {}).get("metadata", {}).get("tags", []):
+        item.parent.prepared = kept(item.parent)
     printed = "".join(
         output.get("text", "") for output in getattr(item, "test_outputs", None) or ()
     )

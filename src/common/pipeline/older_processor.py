@@ -1,7 +1,8 @@
 """Variables of the environment that make this machine compute as an older one, for tests that must pass on any.
 
-``python -m common.pipeline.older_processor`` prints them, ready for ``env``, and says on the standard error which of
-them the libraries that are installed here heed: those that change a bit of a product, sum, exponential or eigenvalue.
+``python -m common.pipeline.older_processor`` prints them, ready for ``env``. With ``--probe`` it says on the standard
+error which of them the libraries that are installed here heed: those that change a bit of a product, sum, exponential
+or eigenvalue.
 """
 
 import os
@@ -45,10 +46,11 @@ def heeded() -> list[str]:
 
 
 def main() -> None:
-    """Print the assignments, a line each, and what is heeded."""
-    names = heeded()
-    others = [name for name in VARIABLES if name not in names]
-    print(f"Heeded here: {', '.join(names) or 'nothing'}; not: {', '.join(others) or 'nothing'}", file=sys.stderr)
+    """Print the assignments, a line each, and with ``--probe`` what is heeded."""
+    if "--probe" in sys.argv[1:]:
+        names = heeded()
+        others = [name for name in VARIABLES if name not in names]
+        print(f"Heeded here: {', '.join(names) or 'nothing'}; not: {', '.join(others) or 'nothing'}", file=sys.stderr)
     for name, value in VARIABLES.items():
         print(f"{name}={value}")
 
