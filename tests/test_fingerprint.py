@@ -134,6 +134,13 @@ def test_what_has_no_name_is_refused():
             reached_by(function)
 
 
+def test_old_code_is_not_kept_under_a_new_name(monkeypatch):
+    """A kernel that was started before a module was edited runs the module as it was."""
+    monkeypatch.setattr(fingerprint, "_BEGAN", 0.0)
+    with pytest.raises(FingerprintError, match=r"\.py has been edited since this process began: start it"):
+        reached_by(prepare.main)
+
+
 def test_a_module_that_is_handed_about_counts_whole():
     names = {d.name for d in reached_by_code("from common.notebook import intervals\nf(intervals)\n")}
     assert {"mean_interval", "bootstrap", "log_log_slope"} <= names

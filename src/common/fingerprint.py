@@ -16,6 +16,7 @@ import hashlib
 import inspect
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,8 @@ from pathlib import Path
 
 from common import paths
 
+#: When this process began, or soon after.
+_BEGAN = time.time()
 #: The packages whose versions enter: those that compute.
 COMPUTING = ("curvlinops-for-pytorch", "numpy", "scikit-learn", "scipy", "torch", "torchvision")
 #: Parts of syntax trees that differ between versions of Python, or compute nothing.
@@ -255,7 +258,8 @@ def reached_by(function: Callable) -> set[Definition]:
     Raises
     ------
     FingerprintError
-        If it is no such function: one inside of another, in a notebook, or a lambda has no name to find it by.
+        If it is no such function: one inside of another, in a notebook, or a lambda has no name to find it by; or if
+        what it reaches has been edited since this process began, which runs the code as it was.
     """
     function = inspect.unwrap(function)
     module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
@@ -263,7 +267,11 @@ def reached_by(function: Callable) -> set[Definition]:
     if source is None or name not in source.bindings:
         raise FingerprintError(f"{module}.{name} is no function at the top of a module of common")
     _refresh()
-    return _closed([Definition(module, name)])
+    reached = _closed([Definition(module, name)])
+    for file in {module_file(definition.module) for definition in reached}:
+        if file.stat().st_mtime > _BEGAN:
+            raise FingerprintError(f"{file.name} has been edited since this process began: start it (the kernel) anew")
+    return reached
 
 
 def reached_by_code(text: str) -> set[Definition]:
