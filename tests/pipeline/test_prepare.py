@@ -96,11 +96,12 @@ def test_out_of_time_is_no_fault_of_a_file(toy, capsys, monkeypatch):
     assert made() == []
 
 
-def test_a_piece_that_cannot_be_made_is_left_to_the_notebook(toy, capsys):
+def test_a_piece_that_cannot_be_made_is_left_to_the_notebook(toy, capsys, monkeypatch):
     content = nbformat.read(toy, 4)
     content.cells[2].source = TRAININGS.replace('"lr": 0.1', '"lr": -1.0')
     nbformat.write(content, toy)
-    (first, _) = prepare.make_some(IDENT, {})
+    (first,) = prepare.make_some(IDENT, {"seeds": 1})
+    monkeypatch.setattr(prepare, "_overrides", lambda ident, scale: {"seeds": 1})
     assert prepare.main([IDENT, "--scale", "quick", "--piece", first]) == 0
     assert "the learning rate must be positive" in capsys.readouterr().err
     assert made() == []
