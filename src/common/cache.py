@@ -18,7 +18,6 @@ import hashlib
 import inspect
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -48,15 +47,15 @@ class Checkpoint(Protocol):
 
 
 class MissingError(LookupError):
-    """A result that is not there, and that may not be made now (:func:`making_only`, HESSIAN_CACHE_SEALED)."""
+    """A result that is not there, and that may not be made now (:func:`making_only`)."""
 
 
 class _Policy:
     """What :func:`cached` does about a result that is not there, and what it has seen."""
 
     def __init__(self) -> None:
-        #: The names that may be made; None for any. With HESSIAN_CACHE_SEALED in the environment none may be.
-        self.allowed: frozenset[str] | None = frozenset() if os.environ.get("HESSIAN_CACHE_SEALED") else None
+        #: The names that may be made; None for any.
+        self.allowed: frozenset[str] | None = None
         #: Names that were asked for, were missing, and were not made.
         self.missing: list[str] = []
         #: Thread-seconds that results took which were found, by their names.
