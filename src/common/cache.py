@@ -145,6 +145,12 @@ def name_of(make: Callable) -> str:
     return f"{make.__module__}.{make.__qualname__}".removeprefix("common.")
 
 
+def file_of(make: Callable, arguments: Mapping[str, object]) -> Path:
+    """Where :func:`cached` keeps what ``make(**arguments)`` gives, whether it is there or not."""
+    sha = hashlib.sha256(describe(make, arguments).encode()).hexdigest()
+    return paths.CACHE / name_of(make) / f"{sha}.pt"
+
+
 def _write(path: Path, description: str, tensors: Mapping[str, Tensor], seconds: float) -> None:
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}  # not what they are views of
     content = io.BytesIO()  # torch.save into a file answers a full disk with a RuntimeError of its own

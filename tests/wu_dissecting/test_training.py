@@ -1,12 +1,20 @@
 """Ensembles against torch's own training of each network alone; the networks by their names."""
 
-
 import pytest
 import torch
 
+from common import cache
 from common.cache import PartialFile
 from common.wu_dissecting.networks import classifier, layer_names, truncated_gaussian, xavier
-from common.wu_dissecting.training import Scheme, train_ensemble
+from common.wu_dissecting.training import (
+    OnGpu,
+    Scheme,
+    on_cpu,
+    train_classifiers,
+    train_classifiers_on_gpu,
+    train_ensemble,
+    trained_ensemble,
+)
 
 SCHEME = Scheme(lr=0.1, batch_size=16)
 SHAPES = {"F-9-7": (6, 1, 1), "F-9-7-BN": (6, 1, 1), "LeNet5-(fc1-9)": (1, 28, 28), "LeNet5-BN": (1, 28, 28)}
@@ -19,9 +27,8 @@ def data(name, samples=52):
 
 def trained(name, scheme=SCHEME, **options):
     X, y = data(name)
-    return train_ensemble(
-        lambda: classifier(name, SHAPES[name], 4), X, y, **{"seeds": [3, 8], "epochs": 3, "scheme": scheme} | options
-    )
+    options = {"seeds": [3, 8], "epochs": 3, "scheme": scheme} | options
+    return train_ensemble(on_cpu, lambda: classifier(name, SHAPES[name], 4), X, y, **options)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +82,43 @@ def test_an_interrupted_ensemble_gives_the_same(name, scheme, tmp_path, monkeypa
     for key, tensor in whole.tensors().items():
         if key != "seconds":
             assert torch.equal(tensor, resumed.tensors()[key]), key
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("F-9-7-BN", SCHEME), ("F-9-7", Scheme(0.1, 0.9, 1e-2, 16)), ("LeNet5-(fc1-9)", Scheme(0.1, 0.9, 1e-2, 16))],
+)
+def test_a_gpu_trains_as_a_cpu_does(name, scheme):
+    X, y = data(name)
+
+    def on(trainer, device):
+        def build():
+            return classifier(name, SHAPES[name], 4).double()
+
+        options = {"seeds": [3, 8], "epochs": 3, "scheme": scheme, "keep": [1]}
+        return train_ensemble(trainer, build, X.double().to(device), y.to(device), **options).tensors()
+
+    found = on(OnGpu, "cuda")
+    for key, tensor in on(on_cpu, "cpu").items():
+        torch.testing.assert_close(found[key], tensor, atol=1e-9, rtol=1e-9)
+
+
+def test_what_was_made_on_a_gpu_is_taken_before_it_is_made_on_a_cpu(tmp_path, monkeypatch):
+    X, y = data("F-9-7")
+    arguments = {
+        "name": "F-9-7", "classes": 4, "X": X, "y": y, "seeds": [3], "epochs": 1, "scheme": SCHEME, "keep": [],
+        "initialization": "xavier",
+    }  # fmt: skip
+    monkeypatch.setattr("common.paths.CACHE", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert trained_ensemble(arguments).loss.shape == (1, 1)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["wu_dissecting.training.train_classifiers"]
+    (tmp_path / "wu_dissecting.training.train_classifiers").rename(tmp_path / "set aside")
+    on_gpu = cache.file_of(train_classifiers_on_gpu, arguments)
+    description = cache.describe(train_classifiers_on_gpu, arguments)
+    cache._write(on_gpu, description, train_classifiers(**arguments) | {"loss": torch.tensor([[7.0]])}, 1.0)
+    assert trained_ensemble(arguments).loss.item() == 7
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -132,7 +176,7 @@ def test_resnet18_is_the_usual_one_without_batch_norm():
     torch.testing.assert_close(network(X), expected)
     assert layer_names(network) == [*(f"conv{k}" for k in range(1, 18)), "sc-conv1", "sc-conv2", "sc-conv3", "fc1"]
     found = train_ensemble(  # not a sequence of modules
-        lambda: classifier("ResNet18-W4", (3, 32, 32), 10), X.float(), torch.tensor([0, 1]), seeds=[0], epochs=1
+        on_cpu, lambda: classifier("ResNet18-W4", (3, 32, 32), 10), X.float(), torch.tensor([0, 1]), seeds=[0], epochs=1
     )
     assert found.loss.isfinite().all()
 

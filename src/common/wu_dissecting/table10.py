@@ -17,7 +17,7 @@ from common.wu_dissecting.pac_bayes.bases import Weights
 from common.wu_dissecting.pac_bayes.bound import Confidence
 from common.wu_dissecting.pac_bayes.optimize import METHODS, Schedule, tighten
 from common.wu_dissecting.pac_bayes.posterior import binned_by_rank, bounds, count_errors, spread_along_curvature
-from common.wu_dissecting.training import Ensemble, Scheme, train_classifiers
+from common.wu_dissecting.training import Scheme, trained_ensemble
 
 #: Added to the seed of the samples and labels, on which w₀ may not depend, and of the final draws, with which Q may not
 #: have been optimized. A CPU's generator looks at 32 bits of a seed only; those of the optimization are far below.
@@ -76,7 +76,7 @@ def trained(name: str, data: Labelled, *, epochs: int, seed: int) -> tuple[Weigh
         "name": network, "classes": data.classes, "X": data.X[:, :, None, None], "y": data.y, "seeds": [seed],
         "epochs": epochs, "scheme": Scheme(), "keep": [0], "initialization": "truncated gaussian",
     }  # fmt: skip
-    kept = Ensemble.of_tensors(cached(train_classifiers, key, progress=f"{name}, {seed}"))
+    kept = trained_ensemble(key, progress=f"{name}, {seed}")
     layers, states = range(1, 1 + len(kept.states) // 2), kept.states
     last, first = (
         [torch.cat([states[f"fc{k}.weight"][at, 0], states[f"fc{k}.bias"][at, 0, :, None]], 1) for k in layers]

@@ -16,14 +16,14 @@ from common.hessian.operators import FullHessian
 from common.wu_dissecting.eigenspaces import nested_overlaps, pairwise_overlaps
 from common.wu_dissecting.networks import classifier, layer_names
 from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
-from common.wu_dissecting.training import Ensemble, Scheme, train_classifiers
+from common.wu_dissecting.training import Ensemble, Scheme, trained_ensemble
 
 #: The training schemes of App E.3 and F.2.1.
 SCHEMES = {"default": Scheme(), "slow": Scheme(lr=0.001), "momentum": Scheme(momentum=0.9, weight_decay=5e-4)}
 #: How the names of data sets with random labels end.
 RANDOM = "-R"
-#: Epochs after which a LeNet is kept, besides the last.
-TRAJECTORY = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+#: Epochs after which networks are kept, besides the last, by how their names begin.
+KEPT = {"LeNet5": (0, 1, 2, 5, 10, 20, 50, 100, 200, 500), "F-200^2": (50, 100, 250, 500)}
 #: A network counts as fitted with more than this share of its training labels right.
 FITTED = 0.99
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
@@ -310,12 +310,13 @@ def dissected_all(trainings: Sequence[Trainings]) -> list[Dissected]:
     def train(task: tuple[Trainings, list[int]]) -> Ensemble:
         one, seeds = task
         X, y, _ = samples[one.data, one.samples, one.seed]
-        keep = [epoch for epoch in TRAJECTORY if epoch < one.epochs] if one.name.startswith("LeNet5") else []
+        kept = next((kept for name, kept in KEPT.items() if one.name.startswith(name)), ())
         key = {
             "name": one.name, "classes": CLASSES[one.origin], "X": X, "y": y, "seeds": seeds, "epochs": one.epochs,
-            "scheme": SCHEMES[one.scheme], "keep": keep, "initialization": "xavier",
+            "scheme": SCHEMES[one.scheme], "keep": [epoch for epoch in kept if epoch < one.epochs],
+            "initialization": "xavier",
         }  # fmt: skip
-        return Ensemble.of_tensors(cached(train_classifiers, key, progress=f"{one.name} on {one.data}"))
+        return trained_ensemble(key, progress=f"{one.name} on {one.data}")
 
     tasks = [(one, group) for one in trainings for group in one.groups]
     # Lists begin with the small networks, and what takes long is best begun first.

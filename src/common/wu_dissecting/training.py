@@ -2,19 +2,23 @@
 
 SGD on the mean cross-entropy of mini-batches, by default from Xavier's initialization: Wu et al. (2022), App E.3. Fully
 connected networks take their steps together, as batched matrix products. Convolutional ones take turns: as one grouped
-convolution sixteen LeNets cost 2.7 times as much on a CPU.
+convolution sixteen LeNets cost 2.7 times as much on a CPU. On a GPU an epoch is one CUDA graph: its kernels, too small
+to fill it, follow each other without being launched one by one, and beside those of other trainings.
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.cache import Checkpoint
-from common.devices import default_device
+from common.cache import Checkpoint, cached, file_of
 from common.wu_dissecting.networks import classifier, truncated_gaussian, xavier
+
+torch.backends.cudnn.allow_tf32 = False  # on a GPU too, float32 is float32
 
 #: Samples that pass through a network at once where no gradient is needed.
 EVALUATED_AT_ONCE = 2000
@@ -83,6 +87,23 @@ class Ensemble:
         return {name: tensor[place, member] for name, tensor in self.states.items()}
 
 
+@runtime_checkable
+class Trainer(Protocol):
+    """Networks and what changes them."""
+
+    def pass_through(self, order: Int[Tensor, "E N"], batch_size: int) -> None:
+        """One epoch; every network sees its samples in an order of its own."""
+
+    def now(self) -> dict[str, Tensor]:
+        """Parameters and running statistics by their names, one row for each network."""
+
+    def velocity(self) -> dict[str, Tensor]:
+        """Momentum buffers."""
+
+    def restore(self, state: Mapping[str, Tensor], velocity: Mapping[str, Tensor]) -> None:
+        """What :meth:`now` and :meth:`velocity` gave."""
+
+
 class _Together:
     """Plain SGD on fully connected ReLU networks: a step of all of them in batched products."""
 
@@ -96,8 +117,12 @@ class _Together:
         self.state = {name: torch.stack([d[name] for d in dicts]) for name in dicts[0]}
         self.member = torch.arange(len(networks), device=X.device)[:, None]
 
+    def pass_through(self, order: Int[Tensor, "E N"], batch_size: int) -> None:
+        for rows in order.split(batch_size, 1):
+            self._step(rows)
+
     @torch.no_grad()
-    def step(self, rows: Int[Tensor, "E B"]) -> None:
+    def _step(self, rows: Int[Tensor, "E B"]) -> None:
         inputs, active, normalizers = [self.X[rows]], [], []
         for name in self.layers:
             z = torch.baddbmm(self.state[f"{name}.bias"][:, None], inputs[-1], self.state[f"{name}.weight"].mT)
@@ -140,7 +165,8 @@ class _Together:
         return {}
 
     def restore(self, state: Mapping[str, Tensor], velocity: Mapping[str, Tensor]) -> None:
-        self.state = {name: tensor.to(self.X.device) for name, tensor in state.items()}
+        for name, tensor in state.items():
+            self.state[name].copy_(tensor)
 
 
 class _InTurn:
@@ -148,19 +174,21 @@ class _InTurn:
 
     def __init__(self, networks: Sequence[nn.Module], X: Tensor, y: Tensor, scheme: Scheme):
         self.networks, self.y = networks, y
-        self.X = X.to(memory_format=torch.channels_last) if X.ndim == 4 else X
+        layout = torch.contiguous_format if X.is_cuda or X.ndim < 4 else torch.channels_last
+        self.X = X.to(memory_format=layout)
         for network in networks:
-            network.to(memory_format=torch.channels_last).train()
+            network.to(memory_format=layout).train()
         self.optimizers = [
             torch.optim.SGD(n.parameters(), lr=scheme.lr, momentum=scheme.momentum, weight_decay=scheme.weight_decay)
             for n in networks
         ]
 
-    def step(self, rows: Int[Tensor, "E B"]) -> None:
-        for network, optimizer, batch in zip(self.networks, self.optimizers, rows, strict=True):
-            optimizer.zero_grad(set_to_none=True)
-            nn.functional.cross_entropy(network(self.X[batch]), self.y[batch]).backward()
-            optimizer.step()
+    def pass_through(self, order: Int[Tensor, "E N"], batch_size: int) -> None:
+        for rows in order.split(batch_size, 1):
+            for network, optimizer, batch in zip(self.networks, self.optimizers, rows, strict=True):
+                optimizer.zero_grad(set_to_none=True)
+                nn.functional.cross_entropy(network(self.X[batch]), self.y[batch]).backward()
+                optimizer.step()
 
     def now(self) -> dict[str, Tensor]:
         dicts = [network.state_dict() for network in self.networks]
@@ -187,15 +215,59 @@ class _InTurn:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": buffers})
 
 
+def _plain_and_dense(networks: Sequence[nn.Module], scheme: Scheme) -> bool:
+    dense = all(isinstance(m, nn.Flatten | nn.Linear | nn.ReLU | nn.BatchNorm1d) for m in networks[0].children())
+    return dense and scheme.momentum == 0 and scheme.weight_decay == 0
+
+
+def on_cpu(networks: Sequence[nn.Module], X: Tensor, y: Tensor, scheme: Scheme) -> Trainer:
+    """What takes the steps of these networks on a CPU."""
+    return (_Together if _plain_and_dense(networks, scheme) else _InTurn)(networks, X, y, scheme)
+
+
+class OnGpu:
+    """What takes the steps on a GPU: an epoch is a CUDA graph, replayed with another order of the samples."""
+
+    #: A graph is captured while no other one is.
+    _capturing = threading.Lock()
+
+    def __init__(self, networks: Sequence[nn.Module], X: Tensor, y: Tensor, scheme: Scheme):
+        self.steps = (_Together if _plain_and_dense(networks, scheme) else _InTurn)(networks, X, y, scheme)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.now, self.velocity, self.restore = self.steps.now, self.steps.velocity, self.steps.restore
+
+    def pass_through(self, order: Int[Tensor, "E N"], batch_size: int) -> None:
+        """One epoch; the first call captures it."""
+        if self.graph is None:
+            with self._capturing:
+                self._capture(order.clone(), batch_size)
+        self.order.copy_(order)
+        self.graph.replay()
+
+    def _capture(self, order: Int[Tensor, "E N"], batch_size: int) -> None:
+        now, velocity = ({k: t.clone() for k, t in part.items()} for part in (self.now(), self.velocity()))
+        # Libraries choose and allocate, with both sizes of batches, before anything can be captured.
+        self.steps.pass_through(order[:, : 2 * batch_size + order.shape[1] % batch_size], batch_size)
+        zero = {name: torch.zeros_like(buffer) for name, buffer in self.velocity().items()}
+        self.restore(now, velocity or zero)
+        torch.cuda.current_stream().synchronize()
+        self.order, self.graph = order, torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.steps.pass_through(self.order, batch_size)
+
+
 def train_ensemble(
-    build: Callable[[], nn.Module], X: Float[Tensor, "N *shape"], y: Int[Tensor, " N"], *, seeds: Sequence[int],
-    epochs: int, scheme: Scheme | None = None, keep: Sequence[int] = (), progress: str = "",
-    checkpoint: Checkpoint | None = None, initialize: Callable[[nn.Module, torch.Generator], None] = xavier,
+    trainer: Callable[[Sequence[nn.Module], Tensor, Tensor, Scheme], Trainer], build: Callable[[], nn.Module],
+    X: Float[Tensor, "N *shape"], y: Int[Tensor, " N"], *, seeds: Sequence[int], epochs: int,
+    scheme: Scheme | None = None, keep: Sequence[int] = (), progress: str = "", checkpoint: Checkpoint | None = None,
+    initialize: Callable[[nn.Module, torch.Generator], None] = xavier,
 ) -> Ensemble:  # fmt: skip
     """Train one network for each seed on the same samples.
 
     Parameters
     ----------
+    trainer
+        What takes the steps: :func:`on_cpu`, :class:`OnGpu`.
     build
         Makes a network, which is then initialized.
     seeds
@@ -228,20 +300,18 @@ def train_ensemble(
     for network, seed in zip(networks, seeds, strict=True):
         initialize(network, torch.Generator().manual_seed(seed))
         network.to(X.device)
-    dense = all(isinstance(m, nn.Flatten | nn.Linear | nn.ReLU | nn.BatchNorm1d) for m in networks[0].children())
-    plain = scheme.momentum == 0 and scheme.weight_decay == 0
-    trainer = (_Together if dense and plain else _InTurn)(networks, X, y, scheme)
-    states: dict[str, list[Tensor]] = {name: [] for name in trainer.now()}
+    steps = trainer(networks, X, y, scheme)
+    states: dict[str, list[Tensor]] = {name: [] for name in steps.now()}
     loss, accuracy, start = torch.zeros(len(kept_at), len(seeds)), torch.zeros(len(kept_at), len(seeds)), 0
     if checkpoint is not None and (found := checkpoint.load()) is not None:
         groups = {part: _group(found, part) for part in ("now", "velocity", "kept")}
-        trainer.restore(groups["now"], groups["velocity"])
+        steps.restore(groups["now"], groups["velocity"])
         states = {name: list(tensor) for name, tensor in groups["kept"].items()} or states
         loss, accuracy, start = found["loss"], found["accuracy"], int(found["epoch"])
     evaluated = build().to(X.device).eval()
     for epoch in range(start, epochs + 1):
         if epoch in kept_at:
-            place, now = kept_at.index(epoch), trainer.now()
+            place, now = kept_at.index(epoch), steps.now()
             for member in range(len(seeds)):
                 evaluated.load_state_dict({name: tensor[member] for name, tensor in now.items()})
                 loss[place, member], accuracy[place, member] = _evaluate(evaluated, X, y)
@@ -259,18 +329,17 @@ def train_ensemble(
         # One seed an epoch: an interrupted training goes on with the same orders.
         generators = [torch.Generator().manual_seed(seed * 100_003 + epoch) for seed in seeds]
         order = torch.stack([torch.randperm(len(y), generator=g) for g in generators]).to(X.device)
-        for rows in order.split(scheme.batch_size, 1):
-            trainer.step(rows)
+        steps.pass_through(order, scheme.batch_size)
         if checkpoint is not None:
-            checkpoint.offer(lambda epoch=epoch: _state(trainer, states, loss, accuracy, epoch + 1))
+            checkpoint.offer(lambda epoch=epoch: _state(steps, states, loss, accuracy, epoch + 1))
     stacked = {name: torch.stack(tensors) for name, tensors in states.items()}
     return Ensemble(torch.tensor(kept_at), stacked, loss, accuracy)
 
 
 def _state(
-    trainer: _Together | _InTurn, states: dict[str, list[Tensor]], loss: Tensor, accuracy: Tensor, epoch: int
+    steps: Trainer, states: dict[str, list[Tensor]], loss: Tensor, accuracy: Tensor, epoch: int
 ) -> dict[str, Tensor]:
-    parts = {"now": trainer.now(), "velocity": trainer.velocity()}
+    parts = {"now": steps.now(), "velocity": steps.velocity()}
     parts["kept"] = {name: torch.stack(tensors) for name, tensors in states.items() if tensors}
     flat = {f"{part}:{name}": tensor for part, group in parts.items() for name, tensor in group.items()}
     return flat | {"loss": loss, "accuracy": accuracy, "epoch": torch.tensor(epoch)}
@@ -291,7 +360,7 @@ def train_classifiers(
     scheme: Scheme, keep: Sequence[int], initialization: str, *, progress: str = "",
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """:func:`train_ensemble` of networks by name, on the GPU if there is one; what :meth:`Ensemble.tensors` gives.
+    """:func:`train_ensemble` of networks by name on a CPU; what :meth:`Ensemble.tensors` gives.
 
     Parameters
     ----------
@@ -307,12 +376,50 @@ def train_classifiers(
     FloatingPointError
         If a loss stops being finite.
     """
-    kinds = {"xavier": xavier, "truncated gaussian": truncated_gaussian}
-    if initialization not in kinds:
-        raise ValueError(f"unknown initialization {initialization!r}; known are {list(kinds)}")
-    device = default_device()
     trained = train_ensemble(
-        lambda: classifier(name, X.shape[1:], classes), X.to(device), y.to(device), seeds=seeds, epochs=epochs,
-        scheme=scheme, keep=keep, progress=progress, checkpoint=checkpoint, initialize=kinds[initialization],
+        on_cpu, lambda: classifier(name, X.shape[1:], classes), X, y, seeds=seeds, epochs=epochs, scheme=scheme,
+        keep=keep, progress=progress, checkpoint=checkpoint, initialize=_initialization(initialization),
     )  # fmt: skip
     return trained.tensors()
+
+
+def train_classifiers_on_gpu(
+    name: str, classes: int, X: Float[Tensor, "N *shape"], y: Int[Tensor, " N"], seeds: Sequence[int], epochs: int,
+    scheme: Scheme, keep: Sequence[int], initialization: str, *, progress: str = "",
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """:func:`train_classifiers` on a GPU, in float32 throughout, in a stream of its own.
+
+    A network that was trained there differs from one trained on a CPU by what rounding grows to; another function,
+    so that the file of a result says which it is.
+    """
+    device = torch.device("cuda")
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        trained = train_ensemble(
+            OnGpu, lambda: classifier(name, X.shape[1:], classes), X.to(device), y.to(device), seeds=seeds,
+            epochs=epochs, scheme=scheme, keep=keep, progress=progress, checkpoint=checkpoint,
+            initialize=_initialization(initialization),
+        )  # fmt: skip
+        return {name: tensor.cpu() for name, tensor in trained.tensors().items()}
+
+
+def _initialization(name: str) -> Callable[[nn.Module, torch.Generator], None]:
+    kinds = {"xavier": xavier, "truncated gaussian": truncated_gaussian}
+    if name not in kinds:
+        raise ValueError(f"unknown initialization {name!r}; known are {list(kinds)}")
+    return kinds[name]
+
+
+def trained_ensemble(arguments: Mapping[str, object], *, progress: str = "") -> Ensemble:
+    """What :func:`train_classifiers` gives, from its file; on the GPU if there is one, or if it was made on one.
+
+    Raises
+    ------
+    ValueError, FloatingPointError
+        As :func:`train_classifiers`.
+    MissingError, OSError
+        As :func:`~common.cache.cached`.
+    """
+    if torch.cuda.is_available() or file_of(train_classifiers_on_gpu, arguments).exists():
+        return Ensemble.of_tensors(cached(train_classifiers_on_gpu, arguments, progress=progress))
+    return Ensemble.of_tensors(cached(train_classifiers, arguments, progress=progress))
