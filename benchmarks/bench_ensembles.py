@@ -4,6 +4,7 @@ Run with ``python benchmarks/bench_ensembles.py``. The ways take turns, so that 
 the smallest time of each counts. torch's own way to train an ensemble, vmap over stacked parameters, is one of them.
 """
 
+import argparse
 import functools
 from timeit import timeit
 
@@ -55,18 +56,27 @@ def together(name: str, X: torch.Tensor, y: torch.Tensor, order: torch.Tensor) -
     on_cpu(networks(name), X, y, Scheme()).pass_through(order, BATCH)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print milliseconds a step of each way, and how many of ours they are."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="times that each of them is measured")
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    X, y = torch.randn(BATCH * STEPS, *SHAPE, generator=generator), torch.randint(10, (BATCH * STEPS,))
+    X = torch.randn(BATCH * STEPS, *SHAPE, generator=generator)
+    y = torch.randint(10, (len(X),), generator=generator)
     order = torch.stack([torch.randperm(len(y), generator=generator) for _ in range(MEMBERS)])
-    ways = {"torch, one after the other": in_turn, "torch.func, vmap": vmapped, "here": together}
+    ways = {"this package": together, "torch, one after the other": in_turn, "torch.func.vmap": vmapped}
     for name in ("F-20^2", "F-200^2", "F-600^4"):
         times = dict.fromkeys(ways, float("inf"))
-        for _ in range(5):
+        for _ in range(rounds):
             for way, train in ways.items():
                 seconds = timeit(functools.partial(train, name, X, y, order), number=1)
                 times[way] = min(times[way], seconds / STEPS)
-        print(f"{MEMBERS} of {name}, batch {BATCH}:")
-        for way, seconds in times.items():
-            print(f"  {way:27} {1e3 * seconds:8.2f} ms a step, {seconds / times['here']:5.2f} of ours")
+        ours = times["this package"]
+        ratios = [f"{way} {1e3 * t:6.2f} ms ({t / ours:4.1f})" for way, t in times.items()]
+        print(f"{MEMBERS} of {name:8}", "   ".join(ratios), flush=True)
+
+
+if __name__ == "__main__":
+    main()
