@@ -25,9 +25,9 @@ def networks(name: str) -> list[nn.Module]:
     return found
 
 
-def in_turn(name: str, X: torch.Tensor, y: torch.Tensor, order: torch.Tensor) -> None:
+def in_turn(found: list[nn.Module], X: torch.Tensor, y: torch.Tensor, order: torch.Tensor) -> None:
     """As one writes it with torch."""
-    for network, rows in zip(networks(name), order, strict=True):
+    for network, rows in zip(found, order, strict=True):
         optimizer = torch.optim.SGD(network.parameters(), lr=Scheme().lr)
         for batch in rows.split(BATCH):
             optimizer.zero_grad()
@@ -35,9 +35,8 @@ def in_turn(name: str, X: torch.Tensor, y: torch.Tensor, order: torch.Tensor) ->
             optimizer.step()
 
 
-def vmapped(name: str, X: torch.Tensor, y: torch.Tensor, order: torch.Tensor) -> None:
+def vmapped(found: list[nn.Module], X: torch.Tensor, y: torch.Tensor, order: torch.Tensor) -> None:
     """With torch.func."""
-    found = networks(name)
     parameters, buffers = torch.func.stack_module_state(found)
 
     def loss(parameters: dict, buffers: dict, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -51,9 +50,9 @@ def vmapped(name: str, X: torch.Tensor, y: torch.Tensor, order: torch.Tensor) ->
                 parameter -= Scheme().lr * gradients[key]
 
 
-def together(name: str, X: torch.Tensor, y: torch.Tensor, order: torch.Tensor) -> None:
+def together(found: list[nn.Module], X: torch.Tensor, y: torch.Tensor, order: torch.Tensor) -> None:
     """As the notebooks do."""
-    on_cpu(networks(name), X, y, Scheme()).pass_through(order, BATCH)
+    on_cpu(found, X, y, Scheme()).pass_through(order, BATCH)
 
 
 def main() -> None:
@@ -71,7 +70,7 @@ def main() -> None:
         times = dict.fromkeys(ways, float("inf"))
         for _ in range(rounds):
             for way, train in ways.items():
-                seconds = timeit(functools.partial(train, name, X, y, order), number=1)
+                seconds = timeit(functools.partial(train, networks(name), X, y, order), number=1)
                 times[way] = min(times[way], seconds / STEPS)
         ours = times["this package"]
         ratios = [f"{way} {1e3 * t:6.2f} ms ({t / ours:4.1f})" for way, t in times.items()]

@@ -114,7 +114,6 @@ def test_what_was_made_on_a_gpu_is_taken_before_it_is_made_on_a_cpu(tmp_path, mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert trained_ensemble(arguments).loss.shape == (1, 1)
     assert [folder.name for folder in tmp_path.iterdir()] == ["wu_dissecting.training.train_classifiers"]
-    (tmp_path / "wu_dissecting.training.train_classifiers").rename(tmp_path / "set aside")
     on_gpu = cache.file_of(train_classifiers_on_gpu, arguments)
     description = cache.describe(train_classifiers_on_gpu, arguments)
     cache._write(on_gpu, description, train_classifiers(**arguments) | {"loss": torch.tensor([[7.0]])}, 1.0)

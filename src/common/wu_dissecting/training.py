@@ -226,7 +226,12 @@ def on_cpu(networks: Sequence[nn.Module], X: Tensor, y: Tensor, scheme: Scheme) 
 
 
 class OnGpu:
-    """What takes the steps on a GPU: an epoch is a CUDA graph, replayed with another order of the samples."""
+    """What takes the steps on a GPU: an epoch is a CUDA graph, replayed with another order of the samples.
+
+    Trainings at once want a process each, with CUDA's MPS: eight threads of one process did not come through capturing,
+    and it is not understood why. Its choice between the two ways is its own, so that a third one that suits a CPU alone
+    can join :func:`on_cpu` without making stale what was trained here.
+    """
 
     #: A graph is captured while no other one is.
     _capturing = threading.Lock()
@@ -392,6 +397,13 @@ def train_classifiers_on_gpu(
 
     A network that was trained there differs from one trained on a CPU by what rounding grows to; another function,
     so that the file of a result says which it is.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no GPU.
+    ValueError, FloatingPointError
+        As :func:`train_classifiers`.
     """
     device = torch.device("cuda")
     with torch.cuda.stream(torch.cuda.Stream(device)):
@@ -412,6 +424,13 @@ def _initialization(name: str) -> Callable[[nn.Module, torch.Generator], None]:
 
 def trained_ensemble(arguments: Mapping[str, object], *, progress: str = "") -> Ensemble:
     """What :func:`train_classifiers` gives, from its file; on the GPU if there is one, or if it was made on one.
+
+    Parameters
+    ----------
+    arguments
+        Of :func:`train_classifiers`, by name.
+    progress
+        If not empty, this word and the epoch are printed ten times.
 
     Raises
     ------
