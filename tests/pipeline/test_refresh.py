@@ -2,10 +2,13 @@
 
 import copy
 import json
+import re
+import sys
 
 import pytest
 
 from common import paths
+from common.pipeline import older_processor
 from common.pipeline.refresh import QUICK, differences, quick_record, quick_text, tolerance
 
 
@@ -63,3 +66,20 @@ def test_numbers_from_other_data_are_not_compared():
 def test_every_notebook_has_its_quick_record_and_every_quick_record_its_notebook():
     found = sorted(file.relative_to(QUICK).with_suffix("").as_posix() for file in QUICK.glob("*/*.json"))
     assert found == paths.notebook_ids(), "run python -m common.pipeline.refresh"
+
+
+def test_what_makes_an_older_processor_is_printed_and_what_is_heeded_named(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["older_processor", "--probe"])
+    older_processor.main()
+    printed = capsys.readouterr()
+    assert dict(line.split("=", 1) for line in printed.out.splitlines()) == older_processor.VARIABLES
+    heeded, others = re.fullmatch(r"Heeded here: (.+); not: (.+)\n", printed.err).groups()
+    named = [name for part in (heeded, others) if part != "nothing" for name in part.split(", ")]
+    assert sorted(named) == sorted(older_processor.VARIABLES)
+
+
+def test_a_probe_that_fails_is_not_taken_for_a_variable_that_is_heeded(monkeypatch):
+    monkeypatch.setattr(older_processor, "VARIABLES", {"HESSIAN_PROBE": "1"})
+    monkeypatch.setattr(older_processor, "_PROBE", "import os; print(1 / ('HESSIAN_PROBE' not in os.environ))")
+    with pytest.raises(RuntimeError, match="nothing can be computed with HESSIAN_PROBE"):
+        older_processor.heeded()

@@ -36,12 +36,20 @@ print(hashlib.sha256(b"".join(np.asarray(r).tobytes() for r in results)).hexdige
 
 
 def heeded() -> list[str]:
-    """Names of the variables that change a result, each set alone."""
+    """Names of the variables that change a result, each set alone.
+
+    Raises
+    ------
+    RuntimeError
+        If one of them lets nothing be computed at all.
+    """
     plain = {name: value for name, value in os.environ.items() if name not in VARIABLES} | {"OMP_NUM_THREADS": "1"}
     environments = [plain, *(plain | {name: value} for name, value in VARIABLES.items())]
     command = [sys.executable, "-W", "ignore", "-c", _PROBE]
     probes = [subprocess.Popen(command, env=e, stdout=subprocess.PIPE, text=True) for e in environments]
     usual, *bits = [probe.communicate()[0] for probe in probes]
+    if failed := [name for name, probe in zip(["none", *VARIABLES], probes, strict=True) if probe.returncode]:
+        raise RuntimeError(f"nothing can be computed with {', '.join(failed)} of the variables set")
     return [name for name, found in zip(VARIABLES, bits, strict=True) if found != usual]
 
 
