@@ -9,7 +9,7 @@ from torch import nn
 from common import paths
 from common.hessian.block_lanczos import top_eigenpairs
 from common.hessian.convergence import ConvergenceError
-from common.hessian.layer import ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
+from common.hessian.layer import LayerHessian, WeightSharingHessian, layer_hessian, layer_hessians
 from common.hessian.operators import FullHessian
 from common.wu_dissecting.eigenspaces import overlap
 from common.wu_dissecting.networks import classifier, layer_names, xavier
@@ -106,8 +106,8 @@ def test_what_follows_a_layer_may_work_in_place():
 
 
 def test_convolutions_that_cannot_be_done_are_refused():
-    for wrong in (nn.Conv2d(2, 4, 3, groups=2), nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")):
-        with pytest.raises(ValueError, match="1, zeros"):
+    for wrong, match in ((nn.Conv2d(2, 4, 3, groups=2), "2 groups"), (nn.ConvTranspose2d(2, 4, 3), "ConvTranspose2d")):
+        with pytest.raises(ValueError, match=f"'0'.*{match}.*FullHessian"):
             layer_hessian(nn.Sequential(wrong, nn.Flatten()), "0", torch.rand(2, 2, 8, 8))
 
 
@@ -133,7 +133,7 @@ def test_where_one_position_is_left_a_convolution_is_a_dense_layer():
     X, B = torch.rand(SAMPLES, 6, dtype=torch.float64), torch.rand(SAMPLES, 3, 4, dtype=torch.float64)
     H = LayerHessian(X, B)
     J = torch.einsum("zmr,zn->zrmn", B, X).flatten(2)
-    same = ConvolutionHessian(J, H.output_hessian, H.autocorrelation, H.mean_input)
+    same = WeightSharingHessian(J, H.output_hessian, H.autocorrelation, H.mean_input)
     torch.testing.assert_close(dense(same), dense(H))
 
 
@@ -147,9 +147,7 @@ def test_factors_and_their_eigenpairs():
     torch.testing.assert_close(values, torch.linalg.eigvalsh(product).flip(0)[:9])
     torch.testing.assert_close(product @ vectors, vectors * values, atol=1e-10, rtol=1e-8)
     same_input = LayerHessian(H.X[:1].repeat(SAMPLES, 1), H.B)  # one input for all: the conjecture holds exactly
-    torch.testing.assert_close(
-        dense(same_input), torch.kron(same_input.output_hessian, same_input.autocorrelation)
-    )
+    torch.testing.assert_close(dense(same_input), torch.kron(same_input.output_hessian, same_input.autocorrelation))
 
 
 @pytest.mark.parametrize("k", [1, 5, 15])
@@ -170,15 +168,15 @@ def test_reported_residuals_are_the_true_ones(block):
     network, X = perceptron((30, 20, 10))
     H = layer_hessian(network, "fc1", X)
     found = top_eigenpairs(H, 10, start=H.kronecker_eigenpairs(block)[1], tolerance=1e-2, most=97)
-    true = torch.linalg.vector_norm(H @ found.vectors - found.vectors * found.values, dim=0) / found.values
-    assert 1e-8 < true.max() < 1e-2
-    torch.testing.assert_close(found.residuals, true, rtol=1e-3, atol=1e-9)
+    true = torch.linalg.vector_norm(H @ found.vectors - found.vectors * found.values, dim=0)
+    assert 1e-8 < (true / found.values).max() < 1e-2
+    torch.testing.assert_close(found.residuals, true, rtol=1e-6, atol=1e-14)
 
 
 def test_eigenpairs_that_cannot_be_had():
     network, X = perceptron((30, 20, 10))
     H = layer_hessian(network, "fc1", X)
-    with pytest.raises(ConvergenceError, match="largest residual"):
+    with pytest.raises(ConvergenceError, match="largest relative residual"):
         top_eigenpairs(H, 20, start=H.kronecker_eigenpairs(2)[1], tolerance=1e-12, most=26)
     with pytest.raises(ValueError, match="eigenpairs"):
         H.top_eigenpairs(0)
@@ -206,8 +204,7 @@ def test_eigenvalues_below_the_rounding_of_the_largest_are_found():
     generator = torch.Generator().manual_seed(0)
     x, B = torch.randn(12, 40, generator=generator), torch.randn(12, 30, 3, generator=generator)
     H = LayerHessian(x, B * torch.logspace(0, -8, 12)[:, None, None])  # eigenvalues over 16 decades
-    with pytest.raises(ConvergenceError):
-        top_eigenpairs(H, 20, start=H.kronecker_eigenpairs(8)[1])
+    assert (top_eigenpairs(H, 20, start=H.kronecker_eigenpairs(8)[1]).values == 0).any()
     found = H.top_eigenpairs(20)
     G = (x.double() @ x.T.double()).repeat_interleave(3, 0).repeat_interleave(3, 1)
     flat = H.B.double().transpose(1, 2).reshape(36, 30)

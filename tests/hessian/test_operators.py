@@ -8,7 +8,7 @@ from scipy.sparse.linalg import eigsh
 from torch import nn
 
 from common.hessian.block_lanczos import top_eigenpairs
-from common.hessian.layer import ConvolutionHessian, LayerHessian, layer_hessians
+from common.hessian.layer import LayerHessian, WeightSharingHessian, layer_hessians
 from common.hessian.operators import FullHessian, KroneckerProduct, SymmetricOperator, ZeroOperator
 from common.hessian.spectral_measure import edge_eigenvalues, lanczos, lanczos_measures
 from common.li_adaptive.hinge_hessian import BipartitePart, TridiagonalGOE, hinge_hessian
@@ -62,7 +62,7 @@ def layer():
 def convolution():
     J = torch.randn(SAMPLES, 3, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     factors = (torch.eye(4).double(), torch.eye(5).double(), torch.ones(5).double())
-    return ConvolutionHessian(J, *factors), torch.einsum("zri,zrj->ij", J, J) / SAMPLES
+    return WeightSharingHessian(J, *factors), torch.einsum("zri,zrj->ij", J, J) / SAMPLES
 
 
 def full():

@@ -53,7 +53,7 @@ run.finish()""",
 ]
 
 #: What Run does, without the seconds that importing torch takes; for the notebooks that need not be like real ones.
-LIGHT_RUN = '''
+LIGHT_RUN = """
 import json, os, random
 from pathlib import Path
 from common import paths
@@ -77,7 +77,7 @@ def finish(ident, label, parameters):
     (out / "spared.json").write_text(json.dumps({"seconds": 0.0}))
     with paths.replacing(out / f"{name}.json") as path:
         path.write_text(json.dumps(record))
-'''
+"""
 LIGHT_TOY = """
 from common.light_run import finish
 MODULE
@@ -140,9 +140,7 @@ class Clone:
         (common / "light_run.py").write_text(LIGHT_RUN)
         write_notebook(self.notebook("alpha"), TOY)
         for name, module in {"beta": "from common import toy_base\ntoy_base.VALUE", "gamma": ""}.items():
-            write_notebook(
-                self.notebook(name), [*TOY[:1], LIGHT_TOY.replace("NAME", name).replace("MODULE", module)]
-            )
+            write_notebook(self.notebook(name), [*TOY[:1], LIGHT_TOY.replace("NAME", name).replace("MODULE", module)])
 
     def replace(self, file, old, new):
         text = file.read_text()

@@ -113,9 +113,7 @@ def random_labels(C: int, N: int, *, generator: torch.Generator) -> Int[Tensor, 
     return torch.randint(C, (N,), generator=generator, device=generator.device)
 
 
-def balanced_labels(
-    C: int, n_samples_per_class: int, *, device: torch.device | str = "cpu"
-) -> Int[Tensor, " N"]:
+def balanced_labels(C: int, n_samples_per_class: int, *, device: torch.device | str = "cpu") -> Int[Tensor, " N"]:
     """Labels 0, …, 0, 1, …, 1, …, C − 1, each ``n_samples_per_class`` times; N = C · n_samples_per_class.
 
     Parameters

@@ -317,9 +317,7 @@ class HiddenLayerHessian:
             energy[k, l] = sheet.square().sum().double()
         return StripeEnergy(energy.trace().item(), energy.sum().item())
 
-    def image(
-        self, pixels: int = 1000, part: Part = "full", pool: Pool = "mean"
-    ) -> Float[Tensor, "rows columns"]:
+    def image(self, pixels: int = 1000, part: Part = "full", pool: Pool = "mean") -> Float[Tensor, "rows columns"]:
         """Image of |H| or of a part of it, however large: one pair of neurons at a time.
 
         Parameters

@@ -1,24 +1,28 @@
 r"""A layer's Hessian :math:`E[M\otimes xx^\top]` and its Kronecker factors: Wu et al. (2022), (2), (3), App A.
 
-A network of linear layers, convolutions, ReLU, max pooling and batch norm with frozen statistics is piecewise linear
-in the weights of one layer, so that for the cross-entropy loss :math:`M=G^\top AG` exactly, with G the Jacobian of the
-logits by the layer's output and :math:`A=\mathrm{diag}(p)-pp^\top=SS^\top`, :math:`S=\mathrm{diag}(\sqrt p)-p\sqrt
-p^\top`. So M is :math:`BB^\top` with :math:`B=G^\top S`, one backward pass a class.
+The generalized Gauss-Newton matrix of the cross-entropy loss has :math:`M=G^\top AG`, with G the Jacobian of the logits
+by the layer's output and :math:`A=\mathrm{diag}(p)-pp^\top=SS^\top`, :math:`S=\mathrm{diag}(\sqrt p)-p\sqrt p^\top`.
+So M is :math:`BB^\top` with :math:`B=G^\top S`, one backward pass a class. It is the Hessian where the logits are
+piecewise linear in the weights of the layer, as in a network of linear layers, convolutions, ReLU, pooling and batch
+norm with frozen statistics. A layer that is applied at several positions, of an image, of a sequence or in several
+calls, has :math:`E[J^\top J]` with :math:`J=\sum_p B_p^\top\otimes x_p^\top`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from operator import index
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from common.hessian.block_lanczos import Eigenpairs, top_eigenpairs
+from common.hessian.block_lanczos import Eigenpairs, descending_eigh, top_eigenpairs
 from common.hessian.convergence import ConvergenceError
-from common.hessian.modes import evaluating
-from common.hessian.operators import SymmetricOperator
+from common.hessian.linearity import Call, ForwardPass, forward_pass
+from common.hessian.modes import evaluation_copy
+from common.hessian.operators import SymmetricOperator, check_logits, draws_at_random, passes_alone
 
 #: Entries of what is held at once for a product; more is slower, as it leaves the processor's caches.
 CHUNK = 2**22
@@ -36,18 +40,16 @@ class _Factored(SymmetricOperator):
     @cached_property
     def output_basis(self) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
         """Eigenvalues τ of E[M], descending, and eigenvectors."""
-        values, vectors = torch.linalg.eigh(self.output_hessian)
-        return values.flip(0), vectors.flip(1)
+        return descending_eigh(self.output_hessian)
 
     @cached_property
     def input_basis(self) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
         """Eigenvalues γ of E[xxᵀ], descending, and eigenvectors."""
-        values, vectors = torch.linalg.eigh(self.autocorrelation)
-        return values.flip(0), vectors.flip(1)
+        return descending_eigh(self.autocorrelation)
 
     def kronecker_places(self, k: int) -> tuple[Float[Tensor, " k"], Tensor, Tensor]:
         """The k largest eigenvalues τ_i γ_j of E[M] ⊗ E[xxᵀ], (3), and their i and j, from 0."""
-        values, places = (self.output_basis[0][:, None] * self.input_basis[0]).flatten().topk(k)
+        values, places = (self.output_basis[0][:, None] * self.input_basis[0]).flatten().topk(index(k))
         n = len(self.autocorrelation)
         return values, places // n, places % n
 
@@ -64,18 +66,20 @@ class _Factored(SymmetricOperator):
         """The k largest eigenpairs, by block Lanczos from those of the Kronecker product.
 
         Where a network knows its labels so well that few samples make the whole Hessian, the smallest of the k drown in
-        the rounding of the largest; products are then taken in double precision.
+        the rounding of the largest, and have less than two right digits. Products are then taken in double precision.
 
         Raises
         ------
         ValueError
-            If k is not between 1 and the dimension.
+            If k is not between 1 and the dimension, or the factors are not finite.
         ConvergenceError
             If they do not converge.
         """
         _, start = self.kronecker_eigenpairs(min(self.shape[0], BLOCK))
         try:
-            return top_eigenpairs(self, k, start=start, tolerance=tolerance)
+            found = top_eigenpairs(self, k, start=start, tolerance=tolerance)
+            if start.dtype == torch.float64 or (found.residuals < 0.01 * found.values.abs()).all():
+                return found
         except ConvergenceError:
             if start.dtype == torch.float64:
                 raise
@@ -84,7 +88,7 @@ class _Factored(SymmetricOperator):
 
 
 @dataclass(eq=False)
-class LayerHessian(_Factored):
+class LayerGaussNewton(_Factored):
     """E[BBᵀ ⊗ xxᵀ] of a fully connected layer, the mean over samples; vectors are weight matrices, m × n, row by row.
 
     Attributes
@@ -131,8 +135,13 @@ class LayerHessian(_Factored):
 
 
 @dataclass(eq=False)
-class ConvolutionHessian(_Factored):
-    """The exact Hessian of a convolution's weights, E[JᵀJ], and the K-FAC-like factors beside it: App A.2.
+class LayerHessian(LayerGaussNewton):
+    """The same where it is the Hessian."""
+
+
+@dataclass(eq=False)
+class WeightSharingGaussNewton(_Factored):
+    """E[JᵀJ] of a layer that is applied at several positions, and the K-FAC-like factors beside it: App A.2.
 
     Attributes
     ----------
@@ -141,7 +150,8 @@ class ConvolutionHessian(_Factored):
     output_hessian
         (m, m) E[M̃], (33): M summed over pairs of equal positions, divided by their number P.
     autocorrelation
-        (n, n) E[XXᵀ] with X the n × P unfolded input, n = channels × kernel height × width.
+        (n, n) E[XXᵀ] with X the n × P inputs at all positions; those of a convolution are unfolded, n = channels ×
+        kernel height × width.
     mean_input
         (n,) first left singular vector of E[X].
     """
@@ -160,97 +170,181 @@ class ConvolutionHessian(_Factored):
         return flat.T @ (flat @ V) / len(self.J)
 
 
+@dataclass(eq=False)
+class WeightSharingHessian(WeightSharingGaussNewton):
+    """The same where it is the Hessian."""
+
+
 def layer_hessian(
     network: nn.Module, layer: str, X: Float[Tensor, "N *shape"]
-) -> LayerHessian | ConvolutionHessian:  # fmt: skip
+) -> LayerHessian | WeightSharingHessian:  # fmt: skip
     """Hessian of the mean cross-entropy loss by the weights of one layer, over the samples X.
 
     Parameters
     ----------
     network
-        Gives logits, (N, c). Batch norm is taken with its running statistics.
+        Gives logits, (N, c). Batch norm is taken with its running statistics, dropout is off.
     layer
         Name of a :class:`torch.nn.Linear` or :class:`torch.nn.Conv2d` in it.
 
     Raises
     ------
     ValueError
-        If there is no such layer, or a convolution has groups or is padded by something else than zeros.
+        If there is no such layer, or it is one that cannot be done, or the logits are not piecewise linear in its
+        weights: the line says what stands in the way, and what can be had instead.
     """
     return layer_hessians(network, [layer], X)[layer]
 
 
-def layer_hessians(
-    network: nn.Module, layers: Sequence[str], X: Float[Tensor, "N *shape"]
-) -> dict[str, LayerHessian | ConvolutionHessian]:
-    """:func:`layer_hessian` of several layers from the same backward passes, fewer samples at once the more there are.
+def layer_gauss_newton(
+    network: nn.Module, layer: str, X: Float[Tensor, "N *shape"]
+) -> LayerGaussNewton | WeightSharingGaussNewton:  # fmt: skip
+    """The generalized Gauss-Newton matrix by the weights of one layer, E[JᵀAJ] with J the Jacobian of the logits.
 
-    For each convolution J is held, N r m n numbers.
+    As :func:`layer_hessian`, of any differentiable network; positive semidefinite, and in general not the Hessian.
 
     Raises
     ------
     ValueError
-        If there is no such layer, or a convolution has groups or is padded by something else than zeros.
+        If there is no such layer, or it is one that cannot be done.
     """
-    known = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    return _curvatures(network, [layer], X, exact=False)[layer]
+
+
+def layer_hessians(
+    network: nn.Module, layers: Sequence[str], X: Float[Tensor, "N *shape"]
+) -> dict[str, LayerHessian | WeightSharingHessian]:
+    """:func:`layer_hessian` of several layers from the same backward passes, fewer samples at once the more there are.
+
+    For each layer with several positions J is held, N r m n numbers.
+
+    Raises
+    ------
+    ValueError
+        As :func:`layer_hessian`.
+    """
+    return _curvatures(network, layers, X, exact=True)
+
+
+def _curvatures(
+    network: nn.Module, layers: Sequence[str], X: Tensor, *, exact: bool
+) -> dict[str, LayerGaussNewton | WeightSharingGaussNewton]:
+    network = evaluation_copy(network)
+    known = {name: m for name, m in network.named_modules() if isinstance(getattr(m, "weight", None), Tensor)}
     if missing := [layer for layer in layers if layer not in known]:
         raise ValueError(f"there is no layer {missing[0]!r} with weights; there are {list(known)}")
     for layer in layers:
-        module = known[layer]
-        if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
-            found = f"{module.groups} groups, padding by {module.padding_mode}"
-            raise ValueError(f"{layer} has {found}: 1, zeros can be done")
+        _check_kind(layer, known[layer])
+    modules = {layer: known[layer] for layer in layers}
+    weights = {module.weight for module in modules.values()}
+    for p in network.parameters():
+        p.requires_grad_(p in weights)  # nothing before the first of the layers is needed
+    _check_samples(network, modules, X)
     parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in layers}
     for x in X.split(-(-SAMPLES_AT_ONCE // len(layers))):
-        with evaluating(network):
-            passed = _passed(network, {layer: known[layer] for layer in layers}, x)
-        for layer in layers:
-            module, (inputs, B) = known[layer], passed.pop(layer)
-            parts[layer].append((inputs, B) if isinstance(module, nn.Linear) else _unfolded(module, inputs, B))
-    found: dict[str, LayerHessian | ConvolutionHessian] = {}
+        passed = forward_pass(network, modules, x)
+        if exact:
+            for layer, module in modules.items():
+                if obstacle := passed.obstacle(layer, module.weight):
+                    raise ValueError(
+                        f"the logits are not piecewise linear in the weights of {layer!r}: {obstacle}. "
+                        f"layer_gauss_newton gives the generalized Gauss-Newton matrix, {_products_of(layer)}"
+                    )
+        for layer, factors in _factors(passed).items():
+            calls = [_positions(modules[layer], call, B) for call, B in zip(passed.calls[layer], factors, strict=True)]
+            inputs, B = (torch.cat(part, 1) for part in zip(*calls, strict=True))
+            alone = isinstance(modules[layer], nn.Linear) and inputs.shape[1] == 1
+            parts[layer].append((inputs[:, 0], B[:, 0]) if alone else _summed(inputs, B))
+    found: dict[str, LayerGaussNewton | WeightSharingGaussNewton] = {}
     for layer in layers:
         columns = list(zip(*parts.pop(layer), strict=True))
-        if isinstance(known[layer], nn.Linear):
-            found[layer] = LayerHessian(*(torch.cat(column) for column in columns))
+        if len(columns) == 2:
+            one = LayerHessian if exact else LayerGaussNewton
+            found[layer] = one(*(torch.cat(column) for column in columns))
         else:
+            shared = WeightSharingHessian if exact else WeightSharingGaussNewton
             J, M, C, mean = torch.cat(columns[0]), *(sum(column) / len(X) for column in columns[1:])
             first = torch.linalg.svd(mean, full_matrices=False).U[:, 0]
-            found[layer] = ConvolutionHessian(J, M, C, first * first.sum().sign())
+            found[layer] = shared(J, M, C, first * first.sum().sign())
     return found
 
 
-def _unfolded(module: nn.Conv2d, x: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """J, and the sums over samples of M̃, XXᵀ and X, from a convolution's inputs and B (N, m, P1, P2, r)."""
-    unfolded = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
-    B = B.flatten(2, 3)
-    J = torch.einsum("zmpr,znp->zrmn", B, unfolded).flatten(2)
-    M = torch.einsum("zmpr,zlpr->ml", B, B) / B.shape[2]
-    return J, M, torch.einsum("znp,zlp->nl", unfolded, unfolded), unfolded.sum(0)
+def _products_of(layer: str) -> str:
+    return f"FullHessian(network, X, y, parameters=['{layer}.weight']) products with the exact Hessian"
 
 
-def _passed(network: nn.Module, modules: Mapping[str, nn.Module], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Inputs of every layer, and B = GᵀS of shape (N, *output, c), for a batch."""
-    names = {module: name for name, module in modules.items()}
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
+def _check_kind(layer: str, module: nn.Module) -> None:
+    """Whether the output is the weights times inputs that can be had."""
+    kind, names = type(module).__name__, f"{_products_of(layer)} can be had"
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        raise ValueError(f"{layer!r} is a {kind}: only linear layers and 2-d convolutions can be done. {names}")
+    if type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward):
+        raise ValueError(f"{layer!r} is a {kind} with a forward of its own, which need not be linear. {names}")
+    if "weight" not in module._parameters:
+        raise ValueError(f"the weight of {layer!r} is made of other parameters (a parametrization). {names}")
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        raise ValueError(f"{layer!r} has {module.groups} groups: one group alone has Kronecker factors. {names}")
 
-    def catch(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
-        name = names[module]
-        inputs[name] = arguments[0].detach().clone()
-        outputs[name] = output if outputs else output.detach().requires_grad_()  # nothing before the first is needed
-        return outputs[name].clone()  # what follows may work in place
 
-    handles = [module.register_forward_hook(catch) for module in modules.values()]
-    try:
-        with torch.enable_grad():
-            logits = network(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+def _check_samples(network: nn.Module, modules: dict[str, nn.Module], X: Tensor) -> None:
+    """Whether the network uses the layers and gives logits, the same for a sample alone as for one among others."""
+    if not len(X):
+        raise ValueError("a Hessian needs at least one sample, got none")
+    weight = next(iter(modules.values())).weight
+    if X.device != weight.device or (X.is_floating_point() and X.dtype != weight.dtype):
+        raise ValueError(f"the samples are {X.dtype} on {X.device}, the network is {weight.dtype} on {weight.device}")
+    some = forward_pass(network, modules, X[:2])
+    check_logits(some.logits, len(X[:2]))
+    for layer, module in modules.items():
+        names = f"{_products_of(layer)} can be had"
+        if not all(call.output.requires_grad for call in some.calls[layer]) or not some.calls[layer]:
+            raise ValueError(f"the forward pass does not call {layer!r} with gradients. {names}")
+        if some.used_elsewhere(layer, module.weight):
+            raise ValueError(f"the weights of {layer!r} are used elsewhere too, tied or in a function. {names}")
+    inputs = [call.inputs for calls in some.calls.values() for call in calls]
+    good = not draws_at_random(network, X[:2]) and passes_alone(network, X[:2], some.logits.detach())
+    alone = forward_pass(network, modules, X[:1]).calls if good else {}
+    if [call.inputs.shape for calls in alone.values() for call in calls] != [one[:1].shape for one in inputs]:
+        raise ValueError(
+            "a sample alone does not pass as one among others: the network draws at random, mixes the samples, or has "
+            "them in another dimension than the first"
+        )
+
+
+def _factors(passed: ForwardPass) -> dict[str, list[Tensor]]:
+    """B = GᵀS of every call of every layer, (N, *output, c)."""
+    logits = passed.logits
     p = logits.detach().softmax(1)
     root = p.sqrt()
     S = torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
-    last, leaves = S.shape[2] - 1, list(outputs.values())
-    columns = [torch.autograd.grad(logits, leaves, S[:, :, r], retain_graph=r < last) for r in range(last + 1)]
-    factors = {name: torch.stack(column, -1) for name, column in zip(outputs, zip(*columns, strict=True), strict=True)}
-    return {name: (inputs[name], factors[name]) for name in modules}
+    outputs = [call.output for calls in passed.calls.values() for call in calls]
+    if not logits.requires_grad:  # they do not depend on the layers
+        return {
+            layer: [torch.zeros(*call.output.shape, S.shape[2]).to(logits) for call in calls]
+            for layer, calls in passed.calls.items()
+        }
+    last = S.shape[2] - 1
+    columns = [
+        torch.autograd.grad(logits, outputs, S[:, :, r], retain_graph=r < last, materialize_grads=True)
+        for r in range(last + 1)
+    ]
+    factors = iter([torch.stack(column, -1) for column in zip(*columns, strict=True)])
+    return {layer: [next(factors) for _ in calls] for layer, calls in passed.calls.items()}
+
+
+def _positions(module: nn.Module, call: Call, B: Tensor) -> tuple[Float[Tensor, "N P n"], Float[Tensor, "N P m r"]]:
+    """Inputs and factors at every position of a call."""
+    x = call.inputs
+    if isinstance(module, nn.Linear):
+        return x.reshape(len(x), -1, x.shape[-1]), B.reshape(len(x), -1, *B.shape[-2:])
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode)
+    unfolded = nn.functional.unfold(x, module.kernel_size, module.dilation, 0, module.stride)
+    return unfolded.mT, B.flatten(2, 3).transpose(1, 2)
+
+
+def _summed(x: Float[Tensor, "N P n"], B: Float[Tensor, "N P m r"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """J, and the sums over samples of M̃, XXᵀ and X."""
+    J = torch.einsum("zpmr,zpn->zrmn", B, x).flatten(2)
+    M = torch.einsum("zpmr,zplr->ml", B, B) / B.shape[1]
+    return J, M, torch.einsum("zpn,zpl->nl", x, x), x.sum(0).T

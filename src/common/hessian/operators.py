@@ -5,11 +5,14 @@ It stands on the base of curvlinops, whose algebra (``A + B``, ``2 * A``, ``A @ 
 :func:`~common.hessian.block_lanczos.top_eigenpairs` and :func:`~common.hessian.spectral_measure.lanczos_measures`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from curvlinops._torch_base import PyTorchLinearOperator  # its only address
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.autograd import grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.hessian.modes import evaluation_copy
 
@@ -90,37 +93,118 @@ class KroneckerProduct(SymmetricOperator):
 
 
 class FullHessian(SymmetricOperator):
-    """Hessian of the mean cross-entropy loss by all parameters of a network.
+    """Hessian of the mean cross-entropy loss by the parameters of a network, of any network that has one.
 
     Vectors have the parameters in the order of ``network.parameters()``. A product is the derivative of the gradient
-    along each vector, forward over reverse, for all of a block in the same matrix products.
+    along each vector, reverse over reverse, for all of a block in the same matrix products. Forward over reverse is
+    wrong in torch 2.13 where a layer normalization has an affine map.
 
     Parameters
     ----------
     network
-        Batch norm is taken with its running statistics. The Hessian is that of the network as it is now.
+        Batch norm is taken with its running statistics. The Hessian is that of the network as it is now. One that mixes
+        samples gets all of them at once.
     X, y
         Samples (N, ...) and labels (N,).
+    parameters
+        Names of those by which derivatives are taken, in this order; all if left out.
+
+    Raises
+    ------
+    ValueError
+        If there is no such parameter, the labels do not fit the logits, or torch cannot differentiate the network
+        twice.
     """
 
-    def __init__(self, network: nn.Module, X: Float[Tensor, "N *shape"], y: Int[Tensor, " N"]):
-        self._network, self._X, self._y = evaluation_copy(network), X, y
-        self._parameters = {name: p.detach() for name, p in self._network.named_parameters()}
-        self._sizes = [p.numel() for p in self._parameters.values()]
-        first = next(iter(self._parameters.values()))
-        super().__init__(sum(self._sizes), first.dtype, first.device)
+    def __init__(
+        self, network: nn.Module, X: Float[Tensor, "N *shape"], y: Int[Tensor, " N"],
+        parameters: Sequence[str] | None = None,
+    ):  # fmt: skip
+        self._network, self._X, self._y = evaluation_copy(network).requires_grad_(False), X, y
+        known = dict(self._network.named_parameters())
+        if missing := [name for name in parameters or () if name not in known]:
+            raise ValueError(f"there is no parameter {missing[0]!r}; there are {list(known)}")
+        self._parameters = [known[name].requires_grad_() for name in (known if parameters is None else parameters)]
+        if not self._parameters:
+            raise ValueError("a Hessian needs at least one parameter, got none")
+        first = self._parameters[0]
+        super().__init__(sum(p.numel() for p in self._parameters), first.dtype, first.device)
+        self._probe()
+
+    def _probe(self) -> None:
+        """One product with two samples, to name what cannot be done before it takes long."""
+        X, y = self._X[:2], self._y[:2]
+        if not len(self._y) or len(self._X) != len(self._y):
+            raise ValueError(f"as many labels as samples are needed, got {len(self._y)} for {len(self._X)}")
+        with torch.no_grad():
+            logits = self._network(X.clone())
+        check_logits(logits, len(X))
+        if draws_at_random(self._network, X):
+            raise ValueError("the network draws at random: a Hessian needs the same outputs for the same samples")
+        if y.dtype != torch.int64 or self._y.min() < 0 or self._y.max() >= logits.shape[1]:
+            raise ValueError(f"labels must be int64 in 0..{logits.shape[1] - 1}, got {y.dtype} up to {self._y.max()}")
+        self._at_once = SAMPLES_AT_ONCE if passes_alone(self._network, X, logits) else len(self._y)
+        for self._batched in (True, False):  # torch cannot batch some derivatives that it has
+            try:
+                self._summed(torch.ones(self.shape[0], 2, dtype=self.dtype, device=self.device), X, y)
+                return
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+        raise ValueError(f"torch cannot differentiate the network twice: {reason}")
 
     def _product(self, V: Float[Tensor, "P k"]) -> Float[Tensor, "P k"]:
-        batches = zip(self._X.split(SAMPLES_AT_ONCE), self._y.split(SAMPLES_AT_ONCE), strict=True)
+        batches = zip(self._X.split(self._at_once), self._y.split(self._at_once), strict=True)
         return sum(self._summed(V, X, y) for X, y in batches) / len(self._y)
 
     def _summed(self, V: Tensor, X: Tensor, y: Tensor) -> Tensor:
-        def loss(parameters: dict[str, Tensor]) -> Tensor:
-            return nn.functional.cross_entropy(functional_call(self._network, parameters, (X,)), y, reduction="sum")
+        sizes, k = [p.numel() for p in self._parameters], V.shape[1]
+        along = [v.reshape(k, *p.shape) for v, p in zip(V.T.split(sizes, 1), self._parameters, strict=True)]
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have one derivative alone
+            loss = nn.functional.cross_entropy(self._network(X.clone()), y, reduction="sum")
+            gradient = grad(loss, self._parameters, create_graph=True, materialize_grads=True)
+            varying = [part for part in zip(gradient, along, strict=True) if part[0].requires_grad]
+            if not varying:
+                return torch.zeros_like(V)
+            outputs, vectors = zip(*varying, strict=True)
+            if self._batched:
+                found = grad(outputs, self._parameters, vectors, is_grads_batched=True, materialize_grads=True)
+                return torch.cat([part.flatten(1) for part in found], 1).T
+            rows = [
+                grad(outputs, self._parameters, one, retain_graph=True, materialize_grads=True)
+                for one in zip(*vectors, strict=True)
+            ]
+        return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows], 1)
 
-        def along(v: Tensor) -> Tensor:
-            parts = zip(self._parameters.items(), v.split(self._sizes), strict=True)
-            tangent = {name: part.view_as(p) for (name, p), part in parts}
-            return torch.cat([g.flatten() for g in jvp(grad(loss), (self._parameters,), (tangent,))[1].values()])
 
-        return vmap(along, in_dims=1, out_dims=1)(V)
+def check_logits(logits: object, samples: int) -> None:
+    """Whether a network has given logits of so many samples.
+
+    Raises
+    ------
+    ValueError
+        If they are not finite, or of another shape than (samples, c).
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != samples or not logits.shape[1]:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"logits of shape (N, c) are needed, one row a sample; the network gives {given}")
+    if not logits.isfinite().all():
+        raise ValueError("the network gives logits that are not finite")
+
+
+def draws_at_random(network: nn.Module, X: Float[Tensor, "N *shape"]) -> bool:
+    """Whether a forward pass draws from torch's generators, which are left as they were."""
+    with torch.random.fork_rng([X.device] if X.is_cuda else []), torch.no_grad():
+        read = torch.cuda.get_rng_state if X.is_cuda else torch.get_rng_state
+        before = read()
+        network(X.clone())
+        return not torch.equal(read(), before)
+
+
+def passes_alone(network: nn.Module, X: Float[Tensor, "N *shape"], logits: Float[Tensor, "N c"]) -> bool:
+    """Whether the first sample alone has the logits that it has among these."""
+    try:
+        with torch.no_grad():
+            alone = network(X[:1].clone())
+    except (RuntimeError, ValueError):
+        return False
+    return bool((logits[:1] - alone).abs().max() <= torch.finfo(logits.dtype).eps ** 0.5 * alone.abs().max())

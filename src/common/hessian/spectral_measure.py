@@ -106,9 +106,7 @@ def edge_eigenvalues(
         return np.zeros(count), np.zeros(count)
     dtype = np.dtype(str(operator.dtype).removeprefix("torch."))
     start = np.random.default_rng(seed).standard_normal(operator.shape[0]).astype(dtype)
-    values = eigsh(
-        operator.to_scipy(dtype), 2 * count, which="BE", v0=start, tol=tolerance, return_eigenvectors=False
-    )
+    values = eigsh(operator.to_scipy(dtype), 2 * count, which="BE", v0=start, tol=tolerance, return_eigenvectors=False)
     values = np.sort(values.astype(float))
     return values[:count], values[: -count - 1 : -1]
 
@@ -153,9 +151,7 @@ def lanczos(
     return nodes.double(), vectors[0].double().square()
 
 
-def lanczos_measures(
-    operator: PyTorchLinearOperator, *, iterations: int, starts: int, seed: int
-) -> LanczosMeasures:
+def lanczos_measures(operator: PyTorchLinearOperator, *, iterations: int, starts: int, seed: int) -> LanczosMeasures:
     """The measures of ``starts`` random start vectors, each by :func:`lanczos`.
 
     Parameters

@@ -4,12 +4,12 @@ import numpy as np
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from common.hessian.convergence import ConvergenceError
-from common.hessian.layer import ConvolutionHessian, LayerHessian
+from common.hessian.layer import LayerHessian, WeightSharingHessian
 from common.hessian.operators import KroneckerProduct
 
 
 def distance_from_kronecker(
-    H: LayerHessian | ConvolutionHessian, *, seed: int, tolerance: float = 1e-3
+    H: LayerHessian | WeightSharingHessian, *, seed: int, tolerance: float = 1e-3
 ) -> tuple[float, float]:
     """‖E[M] ⊗ E[xxᵀ] − H‖, the spectral norm, by SciPy's Lanczos iteration from a random vector, and a residual.
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from common.hessian.layer import ConvolutionHessian, LayerHessian
+from common.hessian.layer import LayerHessian, WeightSharingHessian
 
 
 def overlap(U: Float[Tensor, "d k"], V: Float[Tensor, "d k"]) -> float:
@@ -54,14 +54,14 @@ def correspondence(
     return (matrices @ V).square().sum(1).T, (matrices.mT @ U).square().sum(1).T
 
 
-def dominance_of_mean(H: LayerHessian | ConvolutionHessian) -> tuple[float, float]:
+def dominance_of_mean(H: LayerHessian | WeightSharingHessian) -> tuple[float, float]:
     """(v₁ᵀÊ[x])² and γ₁/γ₂ of the autocorrelation E[xxᵀ] of a layer's inputs (App F.1): 1 and ∞ for equal inputs."""
     values, vectors = H.input_basis
     return float(vectors[:, 0] @ H.mean_input) ** 2, float(values[0] / values[1])
 
 
 def kronecker_correspondence(
-    H: LayerHessian | ConvolutionHessian, k: int
+    H: LayerHessian | WeightSharingHessian, k: int
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "m k"]]:
     """:func:`correspondence` of the first k eigenvectors of E[M] ⊗ E[xxᵀ]: each has a 1 in either, and else zeros."""
     _, i, j = H.kronecker_places(k)

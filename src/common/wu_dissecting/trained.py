@@ -11,7 +11,7 @@ from common.cache import cached
 from common.data import DataSource, images
 from common.devices import default_device, side_by_side
 from common.hessian.block_lanczos import Eigenpairs, top_eigenpairs
-from common.hessian.layer import BLOCK, ConvolutionHessian, LayerHessian, layer_hessian, layer_hessians
+from common.hessian.layer import BLOCK, LayerHessian, WeightSharingHessian, layer_hessian, layer_hessians
 from common.hessian.operators import FullHessian
 from common.wu_dissecting.eigenspaces import nested_overlaps, pairwise_overlaps
 from common.wu_dissecting.networks import classifier, layer_names
@@ -136,13 +136,13 @@ class Dissected:
 
     def hessian(
         self, member: int, layer: str, samples: int, epoch: int | None = None
-    ) -> LayerHessian | ConvolutionHessian:
+    ) -> LayerHessian | WeightSharingHessian:
         """Hessian of one layer of one network on the first ``samples`` training samples."""
         return self.hessians(member, [layer], samples, epoch)[layer]
 
     def hessians(
         self, member: int, layers: Sequence[str], samples: int, epoch: int | None = None
-    ) -> dict[str, LayerHessian | ConvolutionHessian]:
+    ) -> dict[str, LayerHessian | WeightSharingHessian]:
         """:meth:`hessian` of several layers, from the same backward passes."""
         network, device = self.network(member, epoch), default_device()
         found = layer_hessians(network.to(device), layers, self.X[:samples].to(device))
@@ -191,9 +191,7 @@ class Dissected:
         states = [self.ensemble.state(member) for member in range(self.members)]
         key = {"name": self.name, "classes": self.classes, "states": states, "X": self.X[:samples]}
         kept = cached(overlaps_of_layers, key | {"shown": shown, "tolerance": tolerance})
-        return {
-            layer: {part: kept[f"{layer}:{part}"] for part in ("pairs", "tau", "gamma")} for layer in self.layers
-        }
+        return {layer: {part: kept[f"{layer}:{part}"] for part in ("pairs", "tau", "gamma")} for layer in self.layers}
 
 
 def overlaps_in_layer(cases: Sequence[Dissected], layer: str, samples: int, shown: float) -> dict[str, Tensor]:

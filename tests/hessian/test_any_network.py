@@ -1,0 +1,293 @@
+"""Networks drawn from a grammar of modules: the Hessian of a layer is that of autograd, or is refused in one line."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from common.hessian.layer import layer_gauss_newton, layer_hessian
+from common.hessian.operators import FullHessian
+
+
+class Do(nn.Module):
+    """Modules that a function combines."""
+
+    def __init__(self, function, *parts):
+        super().__init__()
+        self.parts, self.function = nn.ModuleList(parts), function
+
+    def forward(self, x):
+        return self.function(x, *self.parts)
+
+
+def residual(x, f):
+    return x + f(x)
+
+
+def parallel(x, f, g):
+    return f(x) + g(x)
+
+
+def beside(x, f, g):
+    return torch.cat([f(x), g(x)], -1)
+
+
+def twice(x, f):
+    return f(f(x).relu())
+
+
+def on_both_halves(x, f):
+    return sum(f(half) for half in x.chunk(2, -1))
+
+
+def again_after(x, f, g):
+    return f(x) + f(g(x))
+
+
+def gated(x, f):
+    return x * f(x)
+
+
+def attended(x, f):
+    return f(x, x, x, need_weights=False)[0]
+
+
+def embedded(x, f):
+    return f(x.long())
+
+
+def transposed(x, f):
+    return f(x.transpose(0, 1)).transpose(0, 1)
+
+
+def tied(f):
+    g = nn.Linear(f.in_features, f.out_features)
+    g.weight = f.weight
+    return g
+
+
+#: Functions that a forward may call: those after which the Hessian is the Gauss-Newton matrix, and others.
+LINEAR_PIECES = [
+    F.relu, F.leaky_relu, F.relu6, F.hardtanh, torch.abs, lambda x: x.clamp(-0.5, 0.5), lambda x: x / 2 - x.detach(),
+    lambda x: torch.where(x > 0, x, 0.1 * x), lambda x: torch.maximum(x, 0.3 * x), F.softshrink, F.hardshrink,
+    lambda x: x.masked_fill(x < -1, -1.0), lambda x: x.flip(-1) + 0.5 * x.roll(1, -1), lambda x: x.cumsum(-1),
+]  # fmt: skip
+SMOOTH = [
+    F.gelu, torch.tanh, F.silu, F.softplus, F.hardswish, torch.sigmoid, torch.sin, F.elu, lambda x: x * x,
+    lambda x: x.softmax(-1), lambda x: x / (1 + x.abs()), lambda x: x * x.sigmoid(), F.mish, lambda x: x.square(),
+]  # fmt: skip
+ODD = [lambda x: x - x.mean(0), lambda x: F.dropout(x, 0.5, True), lambda x: x + torch.randn_like(x)]
+
+
+def pointwise(draw):
+    kind = draw.random()
+    if kind < 0.55:
+        return Do(draw.choice(LINEAR_PIECES)) if draw.random() < 0.5 else nn.ReLU(inplace=draw.random() < 0.3)
+    if kind < 0.7:
+        return nn.Dropout()
+    if kind < 0.97:
+        return Do(draw.choice(SMOOTH)) if draw.random() < 0.6 else draw.choice([nn.GELU(), nn.Tanh(), nn.SiLU()])
+    return Do(draw.choice(ODD))
+
+
+def dense(draw, n, m):
+    f = nn.Linear(n, m, bias=draw.random() < 0.7)
+    kind = draw.random()
+    if kind < 0.4:
+        return f
+    if kind < 0.55 and n % 2 == 0:
+        return Do(on_both_halves, nn.Linear(n // 2, m))
+    if kind < 0.7:
+        return Do(parallel, f, draw.choice([nn.Linear(n, m), tied(f), nn.Linear(n, m).requires_grad_(False)]))
+    if kind < 0.8 and n == m:
+        return Do(draw.choice([twice, residual, gated]), f)
+    if kind < 0.9:
+        return Do(again_after, f, nn.Sequential(nn.Linear(n, n), pointwise(draw)))
+    return nn.Sequential(nn.Linear(n, m - 1), nn.ReLU(), Do(beside, nn.Linear(m - 1, 1), nn.Identity()))
+
+
+def vectors(draw, n):
+    """Modules from (N, n) to (N, n')."""
+    if draw.random() < 0.5:
+        return pointwise(draw), n
+    if draw.random() < 0.3:
+        affine, track = draw.random() < 0.5, draw.random() < 0.7
+        return draw.choice([nn.BatchNorm1d(n, affine=affine, track_running_stats=track), nn.LayerNorm(n)]), n
+    m = draw.randint(2, 4)
+    return dense(draw, n, m), m
+
+
+def sequences(draw, n):
+    """Modules from (N, T, n) to (N, T, n')."""
+    kind = draw.random()
+    if kind < 0.35:
+        return pointwise(draw), n
+    if kind < 0.5:
+        return draw.choice([nn.LayerNorm(n), Do(attended, nn.MultiheadAttention(n, 1, batch_first=True))]), n
+    if kind < 0.55:
+        return Do(transposed, nn.Linear(n, n)), n
+    m = draw.randint(2, 3)
+    return dense(draw, n, m), m
+
+
+def images(draw, n):
+    """Modules from (N, n, h, w) to (N, n', h', w')."""
+    kind = draw.random()
+    if kind < 0.3:
+        return pointwise(draw), n
+    if kind < 0.5:
+        pools = [nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1), nn.AdaptiveAvgPool2d(3), nn.AdaptiveMaxPool2d(3)]
+        norms = [nn.BatchNorm2d(n), nn.GroupNorm(1, n), nn.InstanceNorm2d(n)]
+        return draw.choice([*pools, *norms, nn.Upsample(scale_factor=2)]), n
+    m, groups = draw.randint(1, 3), draw.choice([1, 1, 1, n])
+    stride, padding = draw.choice([(1, "same"), (1, "valid"), (2, 1), ((1, 2), (1, 0)), (1, 1)])
+    mode = draw.choice(["zeros", "zeros", "circular", "reflect", "replicate"])
+    f = nn.Conv2d(n, m * groups, draw.choice([1, 2, (2, 1), 3]), stride, padding, draw.choice([1, 1, 2]), groups,
+                  padding_mode=mode)  # fmt: skip
+    return f, m * groups
+
+
+def network(draw):
+    """A network and its samples, in double precision."""
+    N, c = draw.choice([1, 2, 3, 4]), draw.choice([1, 2, 3, 3])
+    parts, kind = [], draw.choice(["vectors", "vectors", "sequences", "tokens", "images"])
+    n = draw.randint(1, 4)
+    grow = {"vectors": vectors, "sequences": sequences, "tokens": sequences, "images": images}[kind]
+    shape = {"vectors": (n,), "sequences": (3, n), "tokens": (3,), "images": (n, 5, 5)}[kind]
+    if kind == "tokens":
+        parts.append(Do(embedded, nn.Embedding(4, n)))
+    for _ in range(draw.randint(1, 4)):
+        part, n = grow(draw, n)
+        parts.append(part)
+    if kind != "vectors":
+        ends = [lambda x: x.flatten(1), lambda x: x.flatten(2).mean(2) if kind == "images" else x.mean(1)]
+        parts.append(Do(draw.choice(ends)))
+    generator = torch.Generator().manual_seed(draw.randint(0, 2**30))
+    X = torch.randn(N, *shape, generator=generator, dtype=torch.float64)
+    if kind == "tokens":
+        X = (2 * X).abs().clamp(max=3).floor()
+    made = nn.Sequential(*parts).double().eval()
+    with torch.no_grad():
+        made.append(nn.Linear(made(X.clone()).shape[1], c, dtype=torch.float64))
+    for name, value in made.state_dict().items():
+        if value.is_floating_point():
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            value.copy_(noise.abs() + 0.5 if name.endswith("running_var") else 0.8 * noise)
+    for p in made.parameters():
+        p.requires_grad_(draw.random() < 0.9)
+    return made.train(draw.random() < 0.5), X, torch.randint(c, (N,), generator=generator)
+
+
+def outputs_of(made, name, X):
+    """Logits in evaluation mode as a function of one flat parameter, and that parameter."""
+    made = made.eval()
+    weight = dict(made.named_parameters())[name].detach()
+    return lambda w: torch.func.functional_call(made, {name: w.view_as(weight)}, (X.clone(),)), weight.flatten()
+
+
+def dense_hessian(made, name, X, y):
+    logits, w = outputs_of(made, name, X)
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.autograd.functional.hessian(lambda w: F.cross_entropy(logits(w), y), w)
+
+
+def dense_gauss_newton(made, name, X):
+    logits, w = outputs_of(made, name, X)
+    J = torch.autograd.functional.jacobian(logits, w)
+    p = logits(w).softmax(1)
+    return torch.einsum("nap,nab,nbq->pq", J, torch.diag_embed(p) - p[:, :, None] * p[:, None], J) / len(X)
+
+
+def dense_of(H):
+    return H @ torch.eye(H.shape[0], dtype=torch.float64)
+
+
+def differ_when_repeated(made, X):
+    return not torch.equal(made.eval()(X.clone()), made(X.clone()))
+
+
+def assert_close(found, expected):
+    found, expected = dense_of(found).detach(), expected.detach()
+    assert (found - expected).abs().max() <= 1e-8 * max(float(expected.abs().max()), 1e-3)
+
+
+def twice_differentiable(made, name, X, y):
+    try:
+        dense_hessian(made, name, X, y)
+    except RuntimeError:
+        return False
+    return True
+
+
+def check(draw):
+    """What is found for one layer and one parameter of one network, and how the layer's Hessian was answered."""
+    torch.manual_seed(0)
+    try:
+        made, X, y = network(draw)
+    except (RuntimeError, ValueError):
+        return "no network: sizes do not fit"
+    random_outputs = differ_when_repeated(made, X)
+    every = made.named_parameters(remove_duplicate=False)
+    layer = draw.choice([name for name, _ in every if name.endswith(".weight")]).removesuffix(".weight")
+    weight = made.get_submodule(layer).weight
+    name = next(name for name, p in made.named_parameters() if p is weight)
+    answer = "equal"
+    try:
+        found = layer_hessian(made, layer, X)
+    except ValueError as error:
+        answer = str(error)
+        assert "\n" not in answer and (repr(layer) in answer or "a sample alone" in answer), answer
+    else:
+        assert not random_outputs
+        assert_close(found, dense_hessian(made, name, X, y))
+    try:
+        found = layer_gauss_newton(made, layer, X)
+    except ValueError as error:
+        assert answer == str(error)
+    else:
+        assert_close(found, dense_gauss_newton(made, name, X))
+    name = draw.choice([name for name, p in made.named_parameters() if p.numel() < 60] or [name])
+    try:
+        found = FullHessian(made, X, y, parameters=[name])
+    except ValueError as error:
+        assert "\n" not in str(error)
+        assert random_outputs or not twice_differentiable(made, name, X, y), error
+    else:
+        if not random_outputs:
+            assert_close(found, dense_hessian(made, name, X, y))
+    return answer
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.randoms(use_true_random=False))
+def test_a_layer_of_any_network_has_the_hessian_of_autograd_or_is_refused(draw):
+    check(draw)
+
+
+def between(function):
+    """Two layers with a function between them, and samples."""
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(4, 6), Do(function), nn.Linear(6, 3)).double()
+    return made, torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 3
+
+
+@pytest.mark.parametrize("function", LINEAR_PIECES)
+def test_what_is_piecewise_linear_is_not_refused(function):
+    made, X, y = between(function)
+    assert_close(layer_hessian(made, "0", X), dense_hessian(made, "0.weight", X, y))
+
+
+@pytest.mark.parametrize("function", SMOOTH)
+def test_what_is_smooth_is_named_and_has_what_is_offered(function):
+    made, X, y = between(function)
+    with pytest.raises(ValueError, match=r"'0': \w+ in 1 \(Do\) is not. layer_gauss_newton .* FullHessian"):
+        layer_hessian(made, "0", X)
+    assert_close(layer_hessian(made, "2", X), dense_hessian(made, "2.weight", X, y))
+    assert_close(FullHessian(made, X, y, parameters=["0.weight"]), dense_hessian(made, "0.weight", X, y))
+    found, expected = layer_gauss_newton(made, "0", X), dense_gauss_newton(made, "0.weight", X)
+    assert_close(found, expected)
+    assert (expected - dense_hessian(made, "0.weight", X, y)).abs().max() > 0.02 * expected.abs().max()
+    assert "Hessian" not in type(found).__name__
