@@ -5,6 +5,7 @@ And all of those of a small matrix.
 
 from dataclasses import dataclass
 from operator import index
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -44,7 +45,7 @@ class Eigenpairs:
 
 
 def top_eigenpairs(
-    operator: PyTorchLinearOperator, k: int, *, start: Float[Tensor, "d b"], tolerance: float = 1e-4,
+    operator: PyTorchLinearOperator, k: SupportsIndex, *, start: Float[Tensor, "d b"], tolerance: float = 1e-4,
     most: int | None = None,
 ) -> Eigenpairs:  # fmt: skip
     """The k largest eigenpairs, by block Lanczos with full reorthogonalization.
@@ -121,9 +122,9 @@ def _block_lanczos(
         last = slice(filled, near.stop)
         Q[last], filled = new.T, near.stop
         image, basis = operator @ new, Q[:filled]
-        scale = max(scale, float(torch.linalg.vector_norm(image, dim=0).max()))
-        if not scale < float("inf"):
+        if not image.isfinite().all():
             raise FloatingPointError("a product with the operator is not finite")
+        scale = max(scale, float(torch.linalg.vector_norm(image, dim=0).max()))
         floor = ROUNDING * torch.finfo(start.dtype).eps * scale
         coefficients = Q[near] @ image
         T[near, last], T[last, near] = coefficients.double(), coefficients.T.double()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import index
-from typing import TypeVar
+from typing import SupportsIndex, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -47,22 +47,22 @@ class _Factored(SymmetricOperator):
         """Eigenvalues γ of E[xxᵀ], descending, and eigenvectors."""
         return descending_eigh(self.autocorrelation)
 
-    def kronecker_places(self, k: int) -> tuple[Float[Tensor, " k"], Tensor, Tensor]:
+    def kronecker_places(self, k: SupportsIndex) -> tuple[Float[Tensor, " k"], Tensor, Tensor]:
         """The k largest eigenvalues τ_i γ_j of E[M] ⊗ E[xxᵀ], (3), and their i and j, from 0."""
         values, places = (self.output_basis[0][:, None] * self.input_basis[0]).flatten().topk(index(k))
         n = len(self.autocorrelation)
         return values, places // n, places % n
 
-    def kronecker_eigenpairs(self, k: int) -> tuple[Float[Tensor, " k"], Float[Tensor, "mn k"]]:
+    def kronecker_eigenpairs(self, k: SupportsIndex) -> tuple[Float[Tensor, " k"], Float[Tensor, "mn k"]]:
         """The k largest eigenvalues of E[M] ⊗ E[xxᵀ] and their eigenvectors, products of those of the factors."""
         values, i, j = self.kronecker_places(k)
-        return values, (self.output_basis[1][:, None, i] * self.input_basis[1][None, :, j]).reshape(-1, k)
+        return values, (self.output_basis[1][:, None, i] * self.input_basis[1][None, :, j]).flatten(0, 1)
 
     def to(self: Factored, where: torch.device | torch.dtype | str) -> Factored:
         """The same on another device or in another precision, as :meth:`torch.Tensor.to`."""
         return replace(self, **{field.name: getattr(self, field.name).to(where) for field in fields(self)})
 
-    def top_eigenpairs(self, k: int, *, tolerance: float = 1e-4) -> Eigenpairs:
+    def top_eigenpairs(self, k: SupportsIndex, *, tolerance: float = 1e-4) -> Eigenpairs:
         """The k largest eigenpairs, by block Lanczos from those of the Kronecker product.
 
         Where a network knows its labels so well that few samples make the whole Hessian, the smallest of the k drown in
@@ -324,10 +324,14 @@ def _factors(passed: ForwardPass) -> dict[str, list[Tensor]]:
             for layer, calls in passed.calls.items()
         }
     last = S.shape[2] - 1
-    columns = [
-        torch.autograd.grad(logits, outputs, S[:, :, r], retain_graph=r < last, materialize_grads=True)
-        for r in range(last + 1)
-    ]
+    try:
+        columns = [
+            torch.autograd.grad(logits, outputs, S[:, :, r], retain_graph=r < last, materialize_grads=True)
+            for r in range(last + 1)
+        ]
+    except RuntimeError as error:  # a tensor that is needed was changed in place
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"torch cannot differentiate the network: {reason}") from error
     factors = iter([torch.stack(column, -1) for column in zip(*columns, strict=True)])
     return {layer: [next(factors) for _ in calls] for layer, calls in passed.calls.items()}
 
