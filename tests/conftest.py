@@ -7,6 +7,11 @@ from jaxtyping import install_import_hook
 # An int is taken where a float is asked for, as the language itself has it (PEP 484).
 install_import_hook("common", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+from common.pipeline.isolation import isolate, tether  # noqa: E402
+
+tether()
+isolate()
+
 
 @pytest.fixture
 def unchecked():

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,35 @@ NOTEBOOKS = ROOT / "notebooks"
 SCALES = ROOT / "scales"
 FIGURES = ROOT / "figures"
 BUILD = ROOT / "build"
+
+
+def _folder(variable: str, default: Path) -> Path:
+    """The folder that a variable of the environment names, an absolute path from now on for what this process starts.
+
+    A relative path is one from where the command was typed. That is not known in a notebook, which runs where it lies.
+
+    Raises
+    ------
+    SystemExit
+        In one line, if it is relative in a notebook, or if a file lies there.
+    """
+    given = os.environ.get(variable)
+    if not given:
+        return default
+    path = Path(given).expanduser()
+    if not path.is_absolute() and "ipykernel" in sys.modules:
+        raise SystemExit(f"{variable}={given} is a relative path, which a notebook cannot follow: make it absolute")
+    path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise SystemExit(f"{variable}={given} is no folder")
+    os.environ[variable] = str(path)
+    return path
+
+
 #: Folder of the data sets; the environment variable HESSIAN_DATA overrides it.
-DATA = Path(os.environ.get("HESSIAN_DATA") or ROOT / "data").expanduser().resolve()
+DATA = _folder("HESSIAN_DATA", ROOT / "data")
 #: Folder of what is expensive and can be made again (training runs); HESSIAN_CACHE overrides it.
-CACHE = Path(os.environ.get("HESSIAN_CACHE") or BUILD / "cache").expanduser().resolve()
+CACHE = _folder("HESSIAN_CACHE", BUILD / "cache")
 
 
 def notebook_path(ident: str) -> Path:

@@ -23,7 +23,7 @@ from common.pipeline.execute import Task
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A clone in which every toy has run once, two at once, and its output."""
-    clone = Clone(tmp_path_factory.mktemp("front door") / "a clone")  # the blanks are there on purpose
+    clone = Clone(tmp_path_factory.mktemp("front door") / "a {clone} [1] of 'ü'")  # odd on purpose
     clone.add_toys()
     clone.first_output = clone.run("--scale", "quick", "--jobs", "2")
     clone.first_figures = clone.figures()

@@ -17,7 +17,6 @@ import re
 import resource
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ import yaml
 
 from common import paths
 from common.notebook.provenance import declared_ident, read_notebook, resolve_parameters, source_hash
+from common.pipeline.isolation import isolate, tether
 
 SCALES = ("quick", "laptop", "paper")
 
@@ -277,22 +277,6 @@ def needed_minutes(task: Task, committed: Mapping[tuple[str, str], tuple[int, in
     return max(30, math.ceil(3 * known[0] / 60)) if known else 24 * 60
 
 
-def stop_with_parent() -> None:
-    """End this process at once when its parent ends, however that came about.
-
-    A killed parent cannot stop its children, and Snakemake and the notebooks would run on unseen. IPython's
-    kernels watch their parents in the same way.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.3)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def execute(task: Task) -> None:
     """Run a notebook as a task says and leave a complete result in its folder, or an error and its log.
 
@@ -308,12 +292,13 @@ def execute(task: Task) -> None:
     notebook = paths.notebook_path(task.ident)
     for stale in (task.record, task.timing, task.error, *task.folder.glob(".*")):
         stale.unlink(missing_ok=True)
-    os.environ.update(THREAD_VARIABLES, HESSIAN_SCALE=task.scale, HESSIAN_OUT=str(task.folder), PYTHONHASHSEED="0")
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not one of the home folder
+    isolate()
+    os.environ.update(THREAD_VARIABLES, HESSIAN_SCALE=task.scale, HESSIAN_OUT=str(task.folder))
     started = time.perf_counter()
+    source, executed = (str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, task.executed))  # formatted
     try:
         papermill.execute_notebook(
-            notebook, task.executed, task.overrides, kernel_name="python3", cwd=notebook.parent, progress_bar=False
+            source, executed, task.overrides, kernel_name="python3", cwd=notebook.parent, progress_bar=False
         )
         if not task.record.exists():
             raise NotebookError("it ended without a record; its last cell must call run.finish()")
@@ -346,8 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the result; default: where run_all.sh looks for it")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if os.environ.get("HESSIAN_TETHERED"):
-        stop_with_parent()
+    tether()
 
     screen = os.fdopen(os.dup(sys.stderr.fileno()), "w")
     this, where = None, ""

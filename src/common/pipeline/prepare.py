@@ -29,7 +29,8 @@ import yaml
 
 from common import cache, paths
 from common.notebook.provenance import ParameterError, code_cells, read_notebook, resolve_parameters
-from common.pipeline.execute import THREAD_VARIABLES, stop_with_parent
+from common.pipeline.execute import THREAD_VARIABLES
+from common.pipeline.isolation import tether
 
 #: Exit code of a call that ran out of time.
 AGAIN = 3
@@ -122,8 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise _OutOfTime
 
     signal.signal(signal.SIGALRM, out_of_time)
-    if os.environ.get("HESSIAN_TETHERED"):
-        stop_with_parent()
+    tether()
     ident = idents[0]
     try:
         if options.list:
