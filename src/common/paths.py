@@ -1,11 +1,15 @@
 """Where things are. The only module that knows the layout of the repository."""
 
 import contextlib
+import errno
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
@@ -56,6 +60,53 @@ def notebook_ids() -> list[str]:
         for path in NOTEBOOKS.glob("*/*.ipynb")
         if ".ipynb_checkpoints" not in path.parts
     )
+
+
+def read_json(file: Path) -> dict:
+    """What a file of JSON holds.
+
+    Raises
+    ------
+    ValueError
+        With the file's name, if it is none.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+        raise ValueError(f"{name} is damaged: {error}") from None
+
+
+@contextlib.contextmanager
+def alone(lock: Path, doing: str) -> Iterator[bool]:
+    """Inside, no other process is where this lock file says; it is waited for, and after a second that is said.
+
+    Parameters
+    ----------
+    lock
+        The file.
+    doing
+        What the other process is ``"making"``, in words.
+
+    Yields
+    ------
+    bool
+        False where no file may be put, as in a cache of somebody else: what is there is whole, and stays as it is.
+    """
+    held = filelock.FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=1)
+    except filelock.Timeout:
+        print(f"another process is {doing}: waiting for it", flush=True)
+        held.acquire()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    try:
+        yield held.is_locked
+    finally:
+        held.release()
 
 
 @contextlib.contextmanager

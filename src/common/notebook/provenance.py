@@ -4,6 +4,7 @@ Nothing here runs a notebook or imports what it imports: everything is read off 
 """
 
 import ast
+import contextlib
 import hashlib
 import json
 import re
@@ -184,12 +185,17 @@ def check_identity(ident: str) -> None:
             f"there is no notebook {ident}.ipynb: if this one was copied or renamed, write its own path below "
             "notebooks/ in the first argument of Run"
         )
-    for other in notebook.parent.glob("*.ipynb"):
-        text = other.read_text(encoding="utf-8")
-        if other != notebook and ident in text and declared_ident(json.loads(text)) == ident:
+    for other in paths.NOTEBOOKS.rglob("*.ipynb"):
+        if other == notebook or ".ipynb_checkpoints" in other.parts or ident.encode() not in other.read_bytes():
+            continue
+        declared = None
+        with contextlib.suppress(ValueError, SyntaxError):  # it cannot run at all
+            declared = declared_ident(read_notebook(other))
+        if declared == ident:
+            name = other.relative_to(paths.NOTEBOOKS).as_posix()
             raise IdentityError(
-                f"{other.parent.name}/{other.name} runs under the name of {ident}: write its own, "
-                f"{other.parent.name}/{other.stem}, in the first argument of its Run"
+                f"{name} runs under the name of {ident}: write its own, {name.removesuffix('.ipynb')}, in the first "
+                "argument of its Run"
             )
 
 

@@ -46,7 +46,7 @@ from common.notebook.provenance import (
     resolve_parameters,
     source_hash,
 )
-from common.paths import replacing
+from common.paths import read_json, replacing
 
 #: Size of an image in bytes from which its colours are reduced.
 LARGE = 300_000
@@ -88,7 +88,8 @@ def check_names(parameters: Mapping[str, Parameter], namespace: Mapping[str, obj
     ------
     ParameterError
         In one line: of a parameter that is not set; of one that the committed notebook does not have while it has one
-        that is gone; of a plain value in the namespace whose name is nearly that of a parameter.
+        that is gone; of a plain value in the namespace whose name is nearly that of a parameter; of a line
+        ``name: type = value`` that was run and is not saved.
     """
     gone = [name for name in committed if name not in parameters]
     for name in parameters:
@@ -101,10 +102,17 @@ def check_names(parameters: Mapping[str, Parameter], namespace: Mapping[str, obj
             near = difflib.get_close_matches(name, plain, 1, 0.7)
             hint = f"; did you mean it by {near[0]!r}?" if near else "; run the cell tagged `parameters`"
             raise ParameterError(f"the parameter {name!r} is not set{hint}")
+    spelt = {name.lower(): name for name in parameters}
     for name in plain:
-        near = difflib.get_close_matches(name, parameters, 1, 0.85)
+        near = difflib.get_close_matches(name.lower(), spelt, 1, 0.85)
         if near and len(name) > 3:
-            raise ParameterError(f"there is no parameter {name!r}; did you mean {near[0]!r}?")
+            raise ParameterError(f"there is no parameter {name!r}; did you mean {spelt[near[0]]!r}?")
+    for name in namespace.get("__annotations__", {}):
+        if name not in parameters:
+            raise ParameterError(
+                f"the saved notebook has no parameter {name!r}, but {', '.join(parameters)}: save it, or, if a line was "
+                "renamed or taken out, start the kernel anew"
+            )
 
 
 def _like(name: str, names: Sequence[str]) -> str:
@@ -268,7 +276,9 @@ class Run:
         if untested:
             verdict = UNTESTED
             here = "would hold" if holds else "would not hold"
-            note = f"{untested[0].upper()}{untested[1:]}; here the criterion {here}. {note}"
+            if not untested.startswith(tuple(f"{name}: " for name in self.parameters)):  # d is not D
+                untested = untested[0].upper() + untested[1:]
+            note = f"{untested}; here the criterion {here}. {note}"
         elif holds:
             verdict = REPRODUCED
         else:
@@ -327,6 +337,6 @@ class Run:
         for scale in ("paper", "laptop"):
             file = paths.FIGURES / scale / f"{self.id}.json"
             if file.is_file():
-                claims = json.loads(file.read_text(encoding="utf-8"))["claims"]
+                claims = read_json(file)["claims"]
                 return scale, {claim["id"]: claim["verdict"] for claim in claims}
         return None

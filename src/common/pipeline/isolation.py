@@ -65,7 +65,7 @@ def stop_with_parent(parent: int) -> None:
 
 
 def tether() -> None:
-    """:func:`stop_with_parent`, if the parent has left its process number in ``HESSIAN_TETHERED``, which is forgotten."""
+    """:func:`stop_with_parent`, if the parent has left its process number in ``HESSIAN_TETHERED``."""
     if parent := os.environ.pop("HESSIAN_TETHERED", ""):
         stop_with_parent(int(parent))
 

@@ -101,9 +101,7 @@ def plan_pieces(tasks: list[Task], jobs: int) -> list[Path]:
 
     def missing(task: Task) -> list[str]:
         command = [sys.executable, "-m", "common.pipeline.prepare", task.ident, "--scale", task.scale, "--list"]
-        done = subprocess.run(
-            command, cwd=paths.ROOT, env=_tethered(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=paths.ROOT, env=_tethered(), capture_output=True, text=True, check=False)
         return json.loads(done.stdout) if done.returncode == 0 else []  # what is wrong, the notebook will say
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -272,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print("run_all.sh: another one is at work in this clone; waiting for it to end", flush=True)
                 lock.acquire()
         return regenerate(**vars(options), extra=arguments[split + 1 :])
-    except (PlanError, OSError) as error:
+    except (ValueError, OSError) as error:
         reason = one_line(error) if isinstance(error, OSError) else error
         print(f"run_all.sh: {reason}", file=sys.stderr)
         return 2 if isinstance(error, PlanError) else 1
