@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from toys import NAMES, PAPER, PARAMETERS, ROOT, SLURM, Clone, finish, write_notebook
+from toys import NAMES, PAPER, PARAMETERS, ROOT, SLURM, Clone, finish, personal_settings, write_notebook
 
 from common.pipeline import publish as summary
 from common.pipeline import workflow
@@ -207,20 +207,22 @@ def test_killed_at_any_moment_it_goes_on(clone, tmp_path):
     shutil.rmtree(clone.root / "build" / "quick" / PAPER / "alpha")
     shutil.rmtree(clone.root / "figures")
     for where, victim in [
-        ("middle", "front door"), ("start", "snakemake"), ("start", "kernel"), ("start", "Ctrl-C"),
+        ("middle", "front door"), ("start", "snakemake"), ("start", "execute"), ("start", "kernel"), ("start", "Ctrl-C"),
     ]:  # fmt: skip
         pid = tmp_path / f"{where} {victim}"
-        process = clone.start("--scale", "quick", "--only", "alpha", TOY_WAIT=where, TOY_PID=str(pid))
+        arguments = ("--scale", "quick", "--only", "alpha")
+        process = clone.start(*arguments, before=["nohup"], TOY_WAIT=where, TOY_PID=str(pid))
         try:
             wait_for(lambda pid=pid: pid.exists() and pid.read_text())
             front_door, kernel = process.pid, int(pid.read_text())
             (snakemake,) = children(front_door)
             (execute,) = children(snakemake)
             assert kernel in children(execute)
+            os.killpg(front_door, signal.SIGHUP)
             if victim == "Ctrl-C":
                 os.killpg(front_door, signal.SIGINT)
             else:
-                processes = {"front door": front_door, "snakemake": snakemake, "kernel": kernel}
+                processes = {"front door": front_door, "snakemake": snakemake, "execute": execute, "kernel": kernel}
                 os.kill(processes[victim], signal.SIGKILL)
             output = finish(process, 30)
             wait_for(lambda pids=(snakemake, execute, kernel): not any(map(alive, pids)), 20)
@@ -231,7 +233,7 @@ def test_killed_at_any_moment_it_goes_on(clone, tmp_path):
         assert process.returncode == expected, output
         if victim == "kernel":
             assert f"FAILED {PAPER}/alpha: the kernel died: killed, or out of memory (log: build/" in output
-        if victim == "snakemake":
+        if victim in ("snakemake", "execute"):
             assert f"FAILED {PAPER}/alpha: it was killed (log: build/" in output
         if victim == "Ctrl-C":
             assert "interrupted with 1 of 1 notebooks to go" in output
@@ -241,9 +243,9 @@ def test_killed_at_any_moment_it_goes_on(clone, tmp_path):
         if where == "middle":
             assert (clone.result("alpha") / "alpha_a.png").read_bytes() == clone.first_figures["alpha_a.png"]
 
-    output = clone.run("--scale", "quick", "--jobs", "1")
+    output = clone.run("--scale", "quick", "--jobs", "1", **personal_settings(tmp_path / "mine"))
     assert clone.ran(output) == {"alpha"}
-    # Bit for bit what it was when it ran beside another.
+    # Bit for bit what it was when it ran beside another, and for somebody who has set up nothing.
     assert {n: c for n, c in clone.figures().items() if "alpha" in n} == {
         n: c for n, c in clone.first_figures.items() if "alpha" in n
     }
@@ -403,14 +405,15 @@ claim = {"id": "slope", "measured": 2.0, "interval": [1.9, 2.1], "verdict": "rep
 
 def test_the_tests_end_with_what_failed(tmp_path):
     """A flaw for ruff; tests that pass and are skipped; notebooks that are honest, changed, on stand-in data, beside
-    their quick record, or look where they run."""
-    clone = Clone(tmp_path / "clone")
+    their quick record, or look where they run. Who runs them has set up everything otherwise."""
+    clone = Clone(tmp_path / "a {clone} of 'ü'")
     write_notebook(clone.notebook("honest"), [PARAMETERS, "print(1)"], [None, "1\n"])
     write_notebook(clone.notebook("changed"), [PARAMETERS, "print(1)"], [None, "2\n"])
     announce = "print('STAND-IN DATA for MNIST: digits')"
     write_notebook(clone.notebook("replaced"), [PARAMETERS, announce, "print(1)"], [None, None, "2\n"])
     write_notebook(clone.notebook("drifted"), [PARAMETERS, DRIFTED], [None, None])
-    where = "import os\nprint(os.environ.get('ATEN_CPU_CAPABILITY'), os.environ['OMP_NUM_THREADS'])"
+    where = "import os, random\nrandom.Random(0)"  # which the person has taken away
+    where += "\nprint(os.environ.get('ATEN_CPU_CAPABILITY'), os.environ['OMP_NUM_THREADS'])"
     write_notebook(clone.notebook("looks"), [PARAMETERS, where], [None, "None 1\n"])
     write_notebook(clone.notebook("not_chosen"), [PARAMETERS, "1 / 0"])
     shutil.copy(ROOT / "notebooks" / "conftest.py", clone.root / "notebooks")
@@ -422,7 +425,8 @@ def test_the_tests_end_with_what_failed(tmp_path):
         "import os\n\nimport pytest\n\n\ndef test_passes():\n    pass\n\n\n"
         "@pytest.mark.skip\ndef test_skipped():\n    pass\n\n\ndef test_deselected():\n    assert False\n"
     )
-    output = clone.run("test", "--", "-k", "not deselected and not not_chosen", code=1)
+    mine = personal_settings(tmp_path / "mine")
+    output = clone.run("test", "--", "-k", "not deselected and not not_chosen", code=1, **mine)
     *_, ruff, unit, notebooks, older, closing = output.splitlines()
     assert re.fullmatch(r"FAILED +ruff +Found \d+ errors?\..*", ruff)
     assert re.fullmatch(r"ok +unit tests +1 passed, 1 skipped.* in .*", unit)
@@ -435,6 +439,67 @@ def test_the_tests_end_with_what_failed(tmp_path):
     output = clone.run("test", "-n", "0", "tests", "-k", "nothing_has_this_name", code=1)
     assert re.search(r"^ok +unit tests +3 deselected in .*", output, re.M)
     assert "== notebooks" not in output
+
+
+#: Stands for a Python: says where the data sets, the cache and the Python are meant to be.
+STUB = """#!/bin/sh
+case $2 in
+    *version_info*) echo 3.11 ;;
+    common.pipeline.workflow) echo "$HESSIAN_DATA,$HESSIAN_CACHE,$HESSIAN_PYTHON" ;;
+esac"""
+
+
+def test_relative_paths_are_those_from_where_the_command_was_typed(bare, tmp_path):
+    stub, here = tmp_path / "my python", str(tmp_path)
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    (tmp_path / "clone").symlink_to(bare.root)
+    environment = bare.environment | {"CDPATH": str(bare.root.parent)}
+
+    def told(data, cache, python):
+        variables = {"HESSIAN_DATA": data, "HESSIAN_CACHE": cache, "HESSIAN_PYTHON": python}
+        command = {"args": ["bash", "clone/run_all.sh"], "cwd": here, "env": environment | variables, "text": True}
+        return subprocess.check_output(**command).strip().split(",")
+
+    assert told("data", "../cache", "./my python") == [f"{here}/data", f"{here}/../cache", f"{here}/./my python"]
+    assert told("/data", "~/cache", str(stub)) == ["/data", "~/cache", str(stub)]
+    environment["PATH"] = f"{here}:{environment['PATH']}"
+    assert told("", "", "my python") == ["", "", "my python"]
+
+
+def test_a_python_that_lacks_something_is_named(bare, tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(STUB.replace("common.pipeline.workflow) echo", "import*) echo torch, nbval; exit 1 ;;\n    *) echo"))
+    stub.chmod(0o755)
+    assert bare.run(code=2, HESSIAN_PYTHON=str(stub)) == "run_all.sh: HESSIAN_PYTHON lacks torch, nbval\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "reason"),
+    [
+        (-15, "Building DAG of jobs...\n", "Snakemake was ended by SIGTERM"),
+        (-9, "", "Snakemake was ended by SIGKILL"),
+        (1, "Will exit after finishing currently running jobs (scheduler).\nSomething", "Snakemake was asked to end"),
+        (1, "WorkflowError:\nNo such plugin.\n\n", "Snakemake says: No such plugin."),
+        (1, "", "Snakemake says: nothing"),
+    ],
+)
+def test_how_snakemake_ended_is_said_of_what_it_did_not_start(tmp_path, monkeypatch, code, text, reason):
+    monkeypatch.setattr(workflow.paths, "BUILD", tmp_path)
+    log = tmp_path / "snakemake.log"
+    log.write_text(text)
+    task = Task(f"{PAPER}/alpha", "quick", {}, "0" * 64, tmp_path / "alpha")
+    line = workflow.why_incomplete(task, None, workflow.how_snakemake_ended(code, log), log)
+    assert line == f"it was not started; {reason} (log: {log})"
+
+
+def test_a_damaged_record_is_named(restored):
+    file = restored.root / "figures" / "quick" / PAPER / "beta.json"
+    file.write_text(f"<<<<<<< HEAD\n{file.read_text()}")
+    output = restored.run("--scale", "quick", code=1)
+    name = f"figures/quick/{PAPER}/beta.json"
+    assert re.search(rf"^run_all\.sh: {name} is damaged: Expecting value: .*$", output, re.M)
+    assert "Traceback" not in output
 
 
 # The comparison of records

@@ -149,9 +149,9 @@ class Clone:
         assert text.count(old) == 1
         file.write_text(text.replace(old, new))
 
-    def start(self, *arguments, **environment):
+    def start(self, *arguments, before=(), **environment):
         return subprocess.Popen(
-            ["bash", self.root / "run_all.sh", *arguments], env=self.environment | environment, text=True,
+            [*before, "bash", self.root / "run_all.sh", *arguments], env=self.environment | environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
@@ -206,7 +206,7 @@ def personal_settings(folder):
     variables = {
         "IPYTHONDIR": "ipython", "MPLCONFIGDIR": "matplotlib", "MATPLOTLIBRC": "matplotlib", "JUPYTER_PATH": "jupyter",
         "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_CONFIG_DIR": "jupyter", "SNAKEMAKE_PROFILE": "snakemake",
-        "PYTHONPATH": "modules", "PYTHONHOME": "modules", "PYTHONSTARTUP": "modules/numpy.py", "CDPATH": "",
+        "PYTHONPATH": "modules", "PYTHONHOME": "modules", "PYTHONSTARTUP": "modules/sitecustomize.py",
     }  # fmt: skip
     return {name: str(folder / place) for name, place in variables.items()} | {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/cache",

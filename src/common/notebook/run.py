@@ -110,8 +110,8 @@ def check_names(parameters: Mapping[str, Parameter], namespace: Mapping[str, obj
     for name in namespace.get("__annotations__", {}):
         if name not in parameters:
             raise ParameterError(
-                f"the saved notebook has no parameter {name!r}, but {', '.join(parameters)}: save it, or, if a line was "
-                "renamed or taken out, start the kernel anew"
+                f"the saved notebook has no parameter {name!r}, but {', '.join(parameters)}: save it, or, if a line "
+                "was renamed or taken out, start the kernel anew"
             )
 
 

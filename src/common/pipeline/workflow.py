@@ -152,10 +152,13 @@ def run_snakemake(tasks: list[Task], log: Path, *, jobs: int, extra: list[str], 
     return process.returncode
 
 
-def _how_snakemake_ended(code: int, log: Path) -> str:
+def how_snakemake_ended(code: int, log: Path) -> str:
+    """Its exit code, or what its log says, in words."""
     if code < 0:
         return f"Snakemake was ended by {signal.Signals(-code).name}"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    if any(line.startswith("Will exit after finishing") for line in lines):
+        return "Snakemake was asked to end"
     return f"Snakemake says: {lines[-1] if lines else 'nothing'}"
 
 
@@ -220,7 +223,7 @@ def regenerate(scale: str, *, only: str = "", jobs: int, dry_run: bool = False, 
             left = sum(not task.done for task in tasks)
             print(f"interrupted with {left} of {len(tasks)} notebooks to go; the same command goes on from there")
             return 130
-        ended = _how_snakemake_ended(code, log)
+        ended = how_snakemake_ended(code, log)
         incomplete = {t.ident: why_incomplete(t, logs_before.get(t), ended, log) for t in tasks if not t.done}
         if code and not incomplete:
             failed["Snakemake"] = f"{ended} (log: {shown(log)})"
