@@ -1,5 +1,9 @@
 """For all tests: what the annotations of `common` say of types and shapes is checked at every call."""
 
+import contextlib
+import os
+import subprocess
+
 import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
@@ -20,3 +24,25 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def read_only():
+    """A function that lets nobody write to a folder, not even root, as long as the test runs."""
+    with contextlib.ExitStack() as stack:
+
+        def close(folder):
+            if os.geteuid() != 0:
+                folders = [path for path in (folder, *folder.rglob("*")) if path.is_dir()]
+                for path in folders:
+                    stack.callback(path.chmod, path.stat().st_mode)
+                    path.chmod(0o555)
+                return
+            for options in (["--bind"], ["-o", "remount,bind,ro"]):
+                done = subprocess.run(["mount", *options, folder, folder], capture_output=True, check=False)
+                if done.returncode:
+                    pytest.skip("a read-only folder cannot be mounted here")
+                if options == ["--bind"]:
+                    stack.callback(subprocess.run, ["umount", "-l", folder], check=True)
+
+        yield close

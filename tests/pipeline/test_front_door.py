@@ -207,7 +207,8 @@ def test_killed_at_any_moment_it_goes_on(clone, tmp_path):
     shutil.rmtree(clone.root / "build" / "quick" / PAPER / "alpha")
     shutil.rmtree(clone.root / "figures")
     for where, victim in [
-        ("middle", "front door"), ("start", "snakemake"), ("start", "execute"), ("start", "kernel"), ("start", "Ctrl-C"),
+        ("middle", "front door"), ("start", "snakemake"), ("start", "execute"), ("start", "kernel"),
+        ("start", "Ctrl-C"),
     ]:  # fmt: skip
         pid = tmp_path / f"{where} {victim}"
         arguments = ("--scale", "quick", "--only", "alpha")
@@ -469,7 +470,7 @@ def test_relative_paths_are_those_from_where_the_command_was_typed(bare, tmp_pat
 
 def test_a_python_that_lacks_something_is_named(bare, tmp_path):
     stub = tmp_path / "python"
-    stub.write_text(STUB.replace("common.pipeline.workflow) echo", "import*) echo torch, nbval; exit 1 ;;\n    *) echo"))
+    stub.write_text(STUB.replace("esac", "    *find_spec*) echo torch, nbval; exit 1 ;;\nesac"))
     stub.chmod(0o755)
     assert bare.run(code=2, HESSIAN_PYTHON=str(stub)) == "run_all.sh: HESSIAN_PYTHON lacks torch, nbval\n"
 
