@@ -31,7 +31,8 @@ with a table: the verdict on every claim, seconds, memory, and how the records c
   --dry-run      say what would run, and change nothing
   -- ARGUMENTS   go to Snakemake unchanged, such as: -- --executor slurm
   test           ruff, the unit tests, and every notebook at the quick scale, twice: as this processor computes, and as an
-                 older one would; some with two threads too. PYTEST ARGUMENTS, such as -k fig04, choose among tests and notebooks
+                 older one would; some with two threads too. PYTEST ARGUMENTS, such as -k fig04, choose among tests and
+                 notebooks; paths, such as tests/data or notebooks/wu_dissecting, leave out all else
 
 It can be interrupted at any moment; the same command then goes on where it was.
 
@@ -42,6 +43,8 @@ pip is pointed to an index that has a build without it, for instance by PIP_EXTR
   HESSIAN_PYTHON   use this Python, with all that it has installed, as it is
   HESSIAN_DATA     folder of the data sets (default: data)
   HESSIAN_CACHE    folder of trained networks (default: build/cache)
+Relative paths are those from where the command is typed. Nothing else that is set up for Python, Jupyter, IPython or
+matplotlib, by variables such as PYTHONPATH or by files in the home folder, reaches a run.
 HELP
 }
 
@@ -142,6 +145,7 @@ step() {
 sort_arguments() {
     local word before=""
     for word; do
+        word=${word#./}
         case $before,$word in
             -[kmnopcW],* | --ignore,* | --deselect,*) both+=("$word") ;;
             *,tests | *,tests/* | *,"$root"/tests*) unit_paths+=("$word") ;;

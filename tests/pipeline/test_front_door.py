@@ -447,6 +447,7 @@ STUB = """#!/bin/sh
 case $2 in
     *version_info*) echo 3.11 ;;
     common.pipeline.workflow) echo "$HESSIAN_DATA,$HESSIAN_CACHE,$HESSIAN_PYTHON" ;;
+    pytest) echo "pytest: $*" ;;
 esac"""
 
 
@@ -473,6 +474,26 @@ def test_a_python_that_lacks_something_is_named(bare, tmp_path):
     stub.write_text(STUB.replace("esac", "    *find_spec*) echo torch, nbval; exit 1 ;;\nesac"))
     stub.chmod(0o755)
     assert bare.run(code=2, HESSIAN_PYTHON=str(stub)) == "run_all.sh: HESSIAN_PYTHON lacks torch, nbval\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unit", "notebooks"),
+    [
+        (["-k", "fig04"], ["-k fig04"], ["-k fig04 notebooks"] * 2),
+        (["-k", "tests", "-x"], ["-k tests -x"], ["-k tests -x notebooks"] * 2),
+        (["./tests/data", "-k", "a b"], ["-k a b tests/data"], []),
+        (["notebooks/li_adaptive", "tests"], ["tests"], ["notebooks/li_adaptive"] * 2),
+        (["ROOT/notebooks/li_adaptive"], [], ["ROOT/notebooks/li_adaptive"] * 2),
+    ],
+)
+def test_arguments_of_the_tests_limit_all_of_them(bare, tmp_path, arguments, unit, notebooks):
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    output = bare.run("test", *(a.replace("ROOT", str(bare.root)) for a in arguments), HESSIAN_PYTHON=str(stub))
+    called = [line.replace(str(bare.root), "ROOT") for line in output.splitlines() if line.startswith("pytest: ")]
+    assert [re.search("(?:-n  --dist loadfile )(.*)", c)[1] for c in called if "nbval" not in c] == unit
+    assert [re.search("(?:-n  --dist loadfile )(.*)", c)[1] for c in called if "nbval" in c] == notebooks
 
 
 @pytest.mark.parametrize(
