@@ -1,5 +1,6 @@
 """run_all.sh from outside, in a small clone with notebooks of its own: what runs when, what survives being killed."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from toys import NAMES, PAPER, PARAMETERS, ROOT, SLURM, Clone, finish, personal_settings, write_notebook
+from toys import NAMES, PAPER, PARAMETERS, ROOT, SLURM, TOY, Clone, finish, personal_settings, write_notebook
 
 from common.pipeline import publish as summary
 from common.pipeline import workflow
-from common.pipeline.execute import Task
+from common.pipeline.execute import Cost, Task
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,9 @@ def test_only_what_changed_runs_and_failures_stop_nothing(restored):
     write_notebook(clone.notebook("forgets"), [PARAMETERS, "n"])
     write_notebook(clone.notebook("dies"), [PARAMETERS, "import os\nos._exit(9)"])
     write_notebook(clone.notebook("typo"), [PARAMETERS, "print(n"])
-    clone.notebook("damaged").write_text("{")
+    for name, content in {"damaged": b"{", "foreign": b"\xff", "empty": b"", "other": b"[]"}.items():
+        clone.notebook(name).write_bytes(content)
+    clone.notebook("folder").mkdir()
     output = clone.run("--scale", "quick", code=1)
     assert clone.ran(output) == {"gamma", "raises", "full", "forgets", "dies"}
     assert re.search(rf"{PAPER}/gamma done", output)
@@ -110,13 +113,15 @@ def test_only_what_changed_runs_and_failures_stop_nothing(restored):
     failures = re.findall(rf"^FAILED {PAPER}/(\w+): (.*)$", output, re.M)
     assert output.splitlines()[-len(failures) :] == [f"FAILED {PAPER}/{name}: {text}" for name, text in failures]
     failures = dict(failures)
-    assert failures.keys() == {"raises", "full", "forgets", "dies", "typo", "damaged"}
+    nothing = {"damaged", "foreign", "empty", "other"}
+    assert failures.keys() == {"raises", "full", "forgets", "dies", "typo", "folder", *nothing}
     assert failures["raises"].startswith("ValueError: C = 0 (log: build/quick/")
     assert "no space left on the disk" in failures["full"]
     assert "without a record" in failures["forgets"]
     assert "the kernel died" in failures["dies"]
     assert failures["typo"].startswith("SyntaxError")
-    assert "is no notebook" in failures["damaged"]
+    assert "Is a directory" in failures["folder"]
+    assert [n for n in nothing if not failures[n].startswith(f"{PAPER}/{n}.ipynb is no notebook: ")] == []
     log = clone.root / re.search(r"\(log: (.*)\)", failures["raises"])[1]
     assert "in f(C)" in log.read_text()
     executed = nbformat.read(log.with_suffix(".executed.ipynb"), 4)
@@ -160,8 +165,9 @@ def test_wrong_parameters_are_named_and_the_rest_runs(restored):
         f"{PAPER}/alpha: 5": "must map parameters to values, got 5",
         "- alpha": "must map notebooks to their parameters",
         "a: [": "is not valid YAML",
+        "a: \udcff": "is not valid YAML",
     }.items():
-        laptop.write_text(text)
+        laptop.write_bytes(text.encode(errors="surrogateescape"))
         output = clone.run(code=2)
         assert re.fullmatch(rf"run_all\.sh: scales/laptop\.yaml.*{re.escape(reason)}.*\n", output)
 
@@ -184,6 +190,11 @@ def test_records_are_held_against_the_committed_ones(clone):
     shutil.rmtree(clone.root / ".git")
 
 
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="looks at processes through /proc"
+)
+
+
 def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
@@ -202,7 +213,41 @@ def children(pid):
     return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
+def marked(mark):
+    """The processes that have this word in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes() and alive(process.name):
+                found.append((process / "cmdline").read_bytes().decode().replace("\0", " "))
+    return found
+
+
+@needs_proc
+def test_nothing_outlives_a_killed_command(bare, tmp_path):
+    """The tests and a refresh, each with a kernel at work; of what run_all.sh runs, see the next test."""
+    write_notebook(bare.notebook("alpha"), TOY)
+    for folder in ("tests", "notebooks"):
+        (bare.root / folder).mkdir(exist_ok=True)
+        shutil.copy(ROOT / folder / "conftest.py", bare.root / folder)
+    refresh = [sys.executable, "-m", "common.pipeline.refresh", "alpha"]
+    commands = [["bash", bare.root / "run_all.sh", "test", "notebooks"], refresh]
+    processes = []
+    for number, command in enumerate(commands):
+        variables = {"TOY_WAIT": "start", "TOY_PID": str(tmp_path / str(number)), "TOY_MARK": str(tmp_path)}
+        environment = bare.environment | variables | {"PYTHONPATH": str(bare.root / "src")}
+        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        processes.append(subprocess.Popen(command, cwd=bare.root, env=environment, **quiet))
+    try:
+        wait_for(lambda: all((tmp_path / str(number)).exists() for number in range(len(commands))))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    wait_for(lambda: not marked(str(tmp_path)), 15)
+
+
+@needs_proc
 def test_killed_at_any_moment_it_goes_on(clone, tmp_path):
     shutil.rmtree(clone.root / "build" / "quick" / PAPER / "alpha")
     shutil.rmtree(clone.root / "figures")
@@ -566,6 +611,6 @@ def test_a_result_on_stand_in_data_is_outlived_when_the_data_come(tmp_path, monk
 
     task = Task(f"{PAPER}/alpha", "quick", {}, "0" * 64, tmp_path)
     task.record.write_text(json.dumps({"data": [{"name": "MNIST", "stand_in": stand_in}]}))
-    task.timing.write_text("{}")
+    task.timing.write_text(json.dumps(vars(Cost(1.0, 1.0, 0.0, 100))))
     monkeypatch.setattr(images, "available", lambda name: there and name == "MNIST")
     assert workflow.outlived(task) is (stand_in and there)

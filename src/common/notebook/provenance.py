@@ -27,6 +27,10 @@ class ParameterError(ValueError):
     """A parameter that the notebook does not have, or a value of the wrong type."""
 
 
+class FormatError(ValueError):
+    """A file that is no notebook."""
+
+
 class IdentityError(ValueError):
     """A notebook that runs under the name of another one, or of none."""
 
@@ -70,9 +74,31 @@ def code_cells(content: Mapping, tag: str = "") -> list[str]:
     return ["".join(c["source"]) for c in cells if not tag or tag in c.get("metadata", {}).get("tags", [])]
 
 
+def _is_cell(cell: object) -> bool:
+    if not isinstance(cell, dict) or not isinstance(metadata := cell.get("metadata", {}), dict):
+        return False
+    lines = [source] if isinstance(source := cell.get("source"), str) else source
+    of_text = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+    return of_text and isinstance(cell.get("cell_type"), str) and isinstance(metadata.get("tags", []), list)
+
+
 def read_notebook(notebook: Path) -> dict:
-    """A notebook as nbformat 4 has it."""
-    return json.loads(Path(notebook).read_text(encoding="utf-8"))
+    """A notebook as nbformat 4 has it.
+
+    Raises
+    ------
+    FormatError
+        With its name, if it is none.
+    """
+    name = "/".join(Path(notebook).parts[-2:])
+    try:
+        content = json.loads(Path(notebook).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{name} is no notebook: {error}") from None
+    cells = content.get("cells") if isinstance(content, dict) else None
+    if not isinstance(cells, list) or not all(map(_is_cell, cells)):
+        raise FormatError(f"{name} is no notebook: it does not consist of cells")
+    return content
 
 
 def committed_notebook(notebook: Path) -> dict | None:

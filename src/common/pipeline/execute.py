@@ -26,7 +26,7 @@ from pathlib import Path
 import yaml
 
 from common import paths
-from common.notebook.provenance import declared_ident, read_notebook, resolve_parameters, source_hash
+from common.notebook.provenance import FormatError, declared_ident, read_notebook, resolve_parameters, source_hash
 from common.pipeline.isolation import isolate, tether
 
 SCALES = ("quick", "laptop", "paper")
@@ -127,7 +127,7 @@ class Task:
     @property
     def done(self) -> bool:
         """Whether a complete result is there."""
-        return self.record.exists() and self.timing.exists()
+        return self.record.exists() and read_cost(self.folder) is not None
 
 
 def shown(path: Path) -> str:
@@ -163,11 +163,13 @@ def scale_parameters(scale: str) -> dict[str, dict[str, object]]:
         return {}
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PlanError(f"{shown(file)} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise PlanError(f"{shown(file)} must map notebooks to their parameters")
     for ident, overrides in content.items():
+        if not isinstance(ident, str) or not re.fullmatch(r"\w+/\w+", ident):
+            raise PlanError(f"{shown(file)}: {ident!r} is no <paper>/<notebook>")
         if not isinstance(overrides, dict | None):
             raise PlanError(f"{shown(file)}: {ident} must map parameters to values, got {overrides!r}")
     return {ident: overrides or {} for ident, overrides in content.items()}
@@ -189,10 +191,12 @@ def task(ident: str, scale: str, overrides: dict[str, object], folder: Path | No
             raise NotebookError(f"it runs under the name of {named}: write its own in the first argument of its Run")
     except FileNotFoundError:
         raise NotebookError(f"there is no notebook {shown(notebook)}") from None
+    except OSError as error:
+        raise NotebookError(one_line(error)) from None
     except SyntaxError as error:
         raise NotebookError(f"SyntaxError: {error.msg}, in {(error.text or '').strip()!r}") from None
-    except json.JSONDecodeError as error:
-        raise NotebookError(f"{shown(notebook)} is no notebook: {error}") from None
+    except FormatError as error:
+        raise NotebookError(str(error)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise NotebookError(one_line(error)) from None
     folder = folder or paths.BUILD / scale / ident / source[:16]

@@ -15,8 +15,8 @@ from common import paths
 
 #: What programs look for, and leave, in a home folder, which need not exist or be writable.
 HOME = paths.BUILD / "home"
-#: Beginnings of the names of variables by which a person sets up Python, Jupyter, matplotlib and Snakemake.
-PERSONAL = ("PYTHON", "JUPYTER", "IPYTHON", "MPL", "MATPLOTLIBRC", "SNAKEMAKE_PROFILE")
+#: Beginnings of the names of variables by which a person sets up Python, Jupyter, matplotlib, Snakemake and Git.
+PERSONAL = ("PYTHON", "JUPYTER", "IPYTHON", "MPL", "MATPLOTLIBRC", "SNAKEMAKE_PROFILE", "GIT_DIR", "GIT_WORK_TREE")
 
 
 def isolate() -> None:

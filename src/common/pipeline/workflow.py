@@ -228,7 +228,7 @@ def regenerate(scale: str, *, only: str = "", jobs: int, dry_run: bool = False, 
         if code and not incomplete:
             failed["Snakemake"] = f"{ended} (log: {shown(log)})"
         failed |= incomplete
-    else:
+    elif tasks:
         print(f"all {len(tasks)} notebooks are up to date at the {scale} scale")
 
     table, changed = summarize(tasks)
@@ -264,9 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, signal.default_int_handler)
     try:
-        isolate()
         lock = filelock.FileLock(paths.BUILD / "lock")
         if not options.dry_run:
+            isolate()
             try:
                 lock.acquire(blocking=False)
             except filelock.Timeout:
