@@ -208,6 +208,13 @@ def test_a_saved_change_of_a_default_is_custom(committed):
     assert start(C=3).scale == "quick"
 
 
+def test_a_scale_alone_in_the_environment_is_a_persons_own(notebook, monkeypatch):
+    monkeypatch.setenv("HESSIAN_SCALE", "paper")
+    assert start().scale == "paper"
+    monkeypatch.delenv("HESSIAN_OUT")
+    assert (start().scale, start(C=4).scale) == ("quick", "custom")
+
+
 def test_a_parameter_that_the_committed_notebook_does_not_have_is_refused(committed):
     committed("C: int", "classes: int")
     names = {"classes": 3, **{name: value for name, value in VALUES.items() if name != "C"}}

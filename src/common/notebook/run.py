@@ -149,9 +149,9 @@ class Run:
 
     Notes
     -----
-    The environment says where the run belongs: ``HESSIAN_SCALE`` and ``HESSIAN_OUT``, the folder of figures and record
-    (``build/interactive/<paper>`` if unset). Where no scale is set it is ``quick``, or ``custom`` once a parameter
-    differs from the default that the last commit has.
+    The environment says where the run belongs: ``HESSIAN_OUT``, the folder of figures and record, and with it
+    ``HESSIAN_SCALE``. Where it is not set the folder is ``build/interactive/<paper>``, and the scale ``quick``, or
+    ``custom`` once a parameter differs from the default that the last commit has.
     """
 
     def __init__(
@@ -170,8 +170,10 @@ class Run:
         check_names(self._described, namespace, committed)
         self.parameters = resolve_parameters(notebook, {name: namespace[name] for name in self._described})
         defaults = {name: parameter.default for name, parameter in (committed or self._described).items()}
-        self.scale = os.environ.get("HESSIAN_SCALE") or ("quick" if self.parameters == defaults else "custom")
-        self.out = Path(os.environ.get("HESSIAN_OUT") or paths.BUILD / "interactive" / self.paper)
+        self.scale = "quick" if self.parameters == defaults else "custom"
+        self.out = paths.BUILD / "interactive" / self.paper
+        if out := os.environ.get("HESSIAN_OUT"):
+            self.scale, self.out = os.environ.get("HESSIAN_SCALE") or self.scale, Path(out)
         self.title = title
         self.numbers: dict[str, object] = {}
         self._source = source_hash(notebook, self.parameters)
