@@ -106,7 +106,6 @@ sys.exit(bool(missing))'
     local version="" missing
     if [[ -n ${HESSIAN_PYTHON:-} ]]; then
         recent "$HESSIAN_PYTHON" || die 2 "Python 3.11, 3.12 or 3.13 is needed; HESSIAN_PYTHON is ${version:-no Python}"
-        missing=$("$HESSIAN_PYTHON" -c "$needed") || die 2 "HESSIAN_PYTHON lacks $missing"
         python=$HESSIAN_PYTHON
     elif [[ -n ${CONDA_PREFIX:-} ]] && "$CONDA_PREFIX/bin/python" -c "$needed" &>/dev/null; then
         recent "$CONDA_PREFIX/bin/python" || die 2 "Python 3.11, 3.12 or 3.13 is needed; the conda environment has $version"
@@ -114,6 +113,7 @@ sys.exit(bool(missing))'
     else
         make_venv
     fi
+    missing=$("$python" -c "$needed") || die 2 "$python lacks ${missing:-what it takes to start}"
 }
 
 # The sum of the numbers in front of a word in the closing lines, such as 3 for skipped in "12 passed, 3 skipped in 4.5s".

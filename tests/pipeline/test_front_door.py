@@ -520,7 +520,7 @@ def test_a_python_that_lacks_something_is_named(bare, tmp_path):
     stub = tmp_path / "python"
     stub.write_text(STUB.replace("esac", "    *find_spec*) echo torch, nbval; exit 1 ;;\nesac"))
     stub.chmod(0o755)
-    assert bare.run(code=2, HESSIAN_PYTHON=str(stub)) == "run_all.sh: HESSIAN_PYTHON lacks torch, nbval\n"
+    assert bare.run(code=2, HESSIAN_PYTHON=str(stub)) == f"run_all.sh: {stub} lacks torch, nbval\n"
 
 
 @pytest.mark.parametrize(
