@@ -164,6 +164,11 @@ run_tests() {
     sort_arguments "$@"
     jobs=$("$python" -c 'from common.pipeline.workflow import cores; print(cores())')
     mkdir -p build/test
+    exec 9>build/test/lock
+    if command -v flock >/dev/null && ! flock -n 9; then
+        echo "run_all.sh: other tests are at work in this clone; waiting for them to end"
+        flock 9
+    fi
     # As common.pipeline.execute does: one BLAS thread a process, whatever runs beside it.
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 HESSIAN_TETHERED=$$
     unset HESSIAN_SCALE HESSIAN_OUT

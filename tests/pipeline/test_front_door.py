@@ -1,6 +1,7 @@
 """run_all.sh from outside, in a small clone with notebooks of its own: what runs when, what survives being killed."""
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -541,6 +542,21 @@ def test_arguments_of_the_tests_limit_all_of_them(bare, tmp_path, arguments, uni
     called = [line.replace(str(bare.root), "ROOT") for line in output.splitlines() if line.startswith("pytest: ")]
     assert [re.search("(?:-n  --dist loadfile )(.*)", c)[1] for c in called if "nbval" not in c] == unit
     assert [re.search("(?:-n  --dist loadfile )(.*)", c)[1] for c in called if "nbval" in c] == notebooks
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="flock is not installed")
+def test_two_at_once_are_tested_one_after_the_other(bare, tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    lock = bare.root / "build" / "test" / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = bare.start("test", "tests", HESSIAN_PYTHON=str(stub))
+        line = process.stdout.readline()
+    assert line == "run_all.sh: other tests are at work in this clone; waiting for them to end\n"
+    assert "pytest: " in finish(process) and process.returncode == 0
 
 
 @pytest.mark.parametrize(

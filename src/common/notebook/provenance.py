@@ -7,6 +7,7 @@ import ast
 import contextlib
 import hashlib
 import json
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -200,6 +201,9 @@ def declared_ident(content: Mapping) -> str | None:
 def check_identity(ident: str) -> None:
     """Refuse a notebook that is not there, or whose identifier is that of another one.
 
+    Which of several is running is known where the environment names the folder of the results: who runs it there has
+    refused the others.
+
     Raises
     ------
     IdentityError
@@ -211,7 +215,7 @@ def check_identity(ident: str) -> None:
             f"there is no notebook {ident}.ipynb: if this one was copied or renamed, write its own path below "
             "notebooks/ in the first argument of Run"
         )
-    for other in paths.NOTEBOOKS.rglob("*.ipynb"):
+    for other in () if os.environ.get("HESSIAN_OUT") else paths.NOTEBOOKS.rglob("*.ipynb"):
         if other == notebook or ".ipynb_checkpoints" in other.parts or ident.encode() not in other.read_bytes():
             continue
         declared = None
