@@ -6,12 +6,10 @@ is up to date, in a fresh clone and on a cluster's nodes too.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
-SOURCE = str(Path(workflow.basedir) / "src")
-sys.path.insert(0, SOURCE)
+sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 from common import paths
 from common.pipeline.execute import (
     THREADS,
@@ -20,12 +18,12 @@ from common.pipeline.execute import (
     needed_minutes,
     plan,
     shown,
-    stop_with_parent,
 )
+from common.pipeline.isolation import isolate, tether
 from common.pipeline.workflow import marker_of
 
-if os.environ.get("HESSIAN_TETHERED"):
-    stop_with_parent()
+tether()
+isolate()
 
 SCALE = config.get("scale", "laptop")
 TASKS, BROKEN = plan(SCALE)
@@ -57,8 +55,7 @@ for position, task in enumerate(TASKS):
             log:
                 shown(marker_of(SCALE, piece)) + ".log",
             params:
-                source=SOURCE,
-                python=sys.executable,
+                python=lambda _: sys.executable,  # as a plain value it could hold no braces
                 ident=task.ident,
                 scale=SCALE,
                 piece=piece,
@@ -69,7 +66,7 @@ for position, task in enumerate(TASKS):
                 **GPU,
             priority: 1000 - position
             shell:
-                "exec env PYTHONPATH={params.source:q} OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}"
+                "exec env HESSIAN_TETHERED=$PPID OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}"
                 " OPENBLAS_NUM_THREADS={threads} {params.python:q} -m common.pipeline.prepare {params.ident}"
                 " --scale {params.scale} --piece {params.piece:q} > {log:q} 2>&1"
 
@@ -84,8 +81,7 @@ for position, task in enumerate(TASKS):
         log:
             shown(task.executed),
         params:
-            source=SOURCE,
-            python=sys.executable,
+            python=lambda _: sys.executable,
             ident=task.ident,
             scale=task.scale,
             folder=shown(task.folder),
@@ -96,5 +92,5 @@ for position, task in enumerate(TASKS):
             **GPU,
         priority: len(TASKS) - position
         shell:
-            "exec env PYTHONPATH={params.source:q} {params.python:q}"
+            "exec env HESSIAN_TETHERED=$PPID {params.python:q}"
             " -m common.pipeline.execute {params.ident} --scale {params.scale} --out {params.folder:q}"

@@ -1,8 +1,20 @@
 #!/usr/bin/env bash
 # The front door: ./run_all.sh regenerates every figure, ./run_all.sh test runs every test; --help says more.
 set -euo pipefail
+unset CDPATH
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+# A relative path is one from where the command was typed; what has no slash in it may be a program on the PATH.
+for name in HESSIAN_DATA HESSIAN_CACHE HESSIAN_PYTHON PYTHON; do
+    value=${!name:-}
+    if [[ -z $value || $value == [/~]* || ($name == *PYTHON && $value != */*) ]]; then continue; fi
+    export "$name=$PWD/$value"
+done
 cd -- "$root"
+# A person's own settings of Python could change what is computed.
+for name in "${!PYTHON@}"; do
+    [[ $name == PYTHON ]] || unset "$name"
+done
+export PYTHONPATH=$root/src PYTHONNOUSERSITE=1 PYTHONUTF8=1
 
 usage() {
     cat <<'HELP'
@@ -19,7 +31,8 @@ with a table: the verdict on every claim, seconds, memory, and how the records c
   --dry-run      say what would run, and change nothing
   -- ARGUMENTS   go to Snakemake unchanged, such as: -- --executor slurm
   test           ruff, the unit tests, and every notebook at the quick scale, twice: as this processor computes, and as an
-                 older one would; some with two threads too. PYTEST ARGUMENTS, such as -k fig04, choose among tests and notebooks
+                 older one would; some with two threads too. PYTEST ARGUMENTS, such as -k fig04, choose among tests and
+                 notebooks; paths, such as tests/data or notebooks/wu_dissecting, leave out all else
 
 It can be interrupted at any moment; the same command then goes on where it was.
 
@@ -30,6 +43,8 @@ pip is pointed to an index that has a build without it, for instance by PIP_EXTR
   HESSIAN_PYTHON   use this Python, with all that it has installed, as it is
   HESSIAN_DATA     folder of the data sets (default: data)
   HESSIAN_CACHE    folder of trained networks (default: build/cache)
+Relative paths are those from where the command is typed. Nothing else that is set up for Python, Jupyter, IPython or
+matplotlib, by variables such as PYTHONPATH or by files in the home folder, reaches a run.
 HELP
 }
 
@@ -45,8 +60,9 @@ recent() {
 }
 
 find_python() {
-    local candidate version found=""
-    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    local candidate version found="" candidates=(python3 python3.13 python3.12 python3.11)
+    [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         if recent "$candidate"; then
             base=$candidate
             return
@@ -84,18 +100,20 @@ make_venv() {
 
 find_environment() {
     local needed='import importlib.util as u, sys
-sys.exit(any(u.find_spec(m) is None for m in ("snakemake", "papermill", "torch", "curvlinops", "nbval")))'
-    local version=""
+missing = [m for m in ("snakemake", "papermill", "torch", "curvlinops", "nbval") if u.find_spec(m) is None]
+print(*missing, sep=", ")
+sys.exit(bool(missing))'
+    local version="" missing
     if [[ -n ${HESSIAN_PYTHON:-} ]]; then
         recent "$HESSIAN_PYTHON" || die 2 "Python 3.11, 3.12 or 3.13 is needed; HESSIAN_PYTHON is ${version:-no Python}"
         python=$HESSIAN_PYTHON
-    elif [[ -n ${CONDA_PREFIX:-} ]] && "$CONDA_PREFIX/bin/python" -c "$needed" 2>/dev/null; then
+    elif [[ -n ${CONDA_PREFIX:-} ]] && "$CONDA_PREFIX/bin/python" -c "$needed" &>/dev/null; then
         recent "$CONDA_PREFIX/bin/python" || die 2 "Python 3.11, 3.12 or 3.13 is needed; the conda environment has $version"
         python=$CONDA_PREFIX/bin/python
     else
         make_venv
     fi
-    export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
+    missing=$("$python" -c "$needed") || die 2 "$python lacks ${missing:-what it takes to start}"
 }
 
 # The sum of the numbers in front of a word in the closing lines, such as 3 for skipped in "12 passed, 3 skipped in 4.5s".
@@ -127,6 +145,7 @@ step() {
 sort_arguments() {
     local word before=""
     for word; do
+        word=${word#./}
         case $before,$word in
             -[kmnopcW],* | --ignore,* | --deselect,*) both+=("$word") ;;
             *,tests | *,tests/* | *,"$root"/tests*) unit_paths+=("$word") ;;
@@ -145,8 +164,13 @@ run_tests() {
     sort_arguments "$@"
     jobs=$("$python" -c 'from common.pipeline.workflow import cores; print(cores())')
     mkdir -p build/test
+    exec 9>build/test/lock
+    if command -v flock >/dev/null && ! flock -n 9; then
+        echo "run_all.sh: other tests are at work in this clone; waiting for them to end"
+        flock 9
+    fi
     # As common.pipeline.execute does: one BLAS thread a process, whatever runs beside it.
-    export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 JUPYTER_PREFER_ENV_PATH=1
+    export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 HESSIAN_TETHERED=$$
     unset HESSIAN_SCALE HESSIAN_OUT
     step "ruff" "$python" -m ruff check
     if [[ ${#unit_paths[@]} -gt 0 || ${#notebook_paths[@]} -eq 0 ]]; then

@@ -17,7 +17,11 @@ import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile
 
 from common import paths
+from common.pipeline.isolation import isolate, tether
 from common.pipeline.refresh import QUICK, differences
+
+tether()
+isolate()
 
 STAND_IN = "STAND-IN DATA for "  # as common.notebook.run.Run.uses announces them
 #: Images that were decoded before serve all.

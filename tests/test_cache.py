@@ -267,6 +267,30 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(folder, monkeypatch):
     assert_same(cached(train_full_batch, other), other)
 
 
+# Somebody else's
+
+
+def test_a_whole_file_in_a_read_only_folder_is_read_and_nothing_else_is_begun(folder, read_only):
+    arguments = arguments_of()
+    cached(train_full_batch, arguments)
+    before = sorted(path.name for path in folder.iterdir())
+    read_only(folder)
+    with nothing_made():
+        found = cached(train_full_batch, arguments)
+        with pytest.raises(PermissionError, match=f"{NAME}/[0-9a-f]{{64}} is missing, and its folder cannot be"):
+            cached(train_full_batch, arguments_of("CE"))
+    assert_same(found, arguments)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_damaged_file_in_a_read_only_folder_is_named(folder, read_only):
+    cached(train_full_batch, arguments_of())
+    entry(folder).write_bytes(b"half")
+    read_only(folder)
+    with pytest.raises(OSError, match=rf"{NAME}/\w+\.pt is damaged \(.*\), and stays"):
+        cached(train_full_batch, arguments_of())
+
+
 # Two at once
 
 CHILD = """

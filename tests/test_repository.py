@@ -1,11 +1,13 @@
 """What is committed holds together: notebooks, scales, records, figures, gallery, citation."""
 
 import ast
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -235,6 +237,15 @@ def committed():
 
 def test_nothing_large_is_committed(committed):
     assert {str(file): file.stat().st_size for file in committed if file.stat().st_size > 2_000_000} == {}
+
+
+def test_a_checkout_has_the_same_line_ends_everywhere(committed):
+    """Also where git is set up to write other ones."""
+    git = ["git", "-c", "core.autocrlf=true", "archive", "HEAD", "run_all.sh", "Snakefile", "notebooks", "src"]
+    done = subprocess.run(git, cwd=paths.ROOT, capture_output=True, check=True)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
+        found = [m.name for m in tar if m.isfile() and b"\r\n" in tar.extractfile(m).read()]
+    assert found == []
 
 
 def test_no_data_cache_or_result_of_a_run_is_committed(committed):

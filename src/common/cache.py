@@ -14,6 +14,7 @@ A training is kept like this:
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import inspect
 import io
@@ -23,13 +24,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import filelock
 import torch
 from torch import Tensor
 
 from common import paths
 from common.fingerprint import Definition, digest, reached_by
-from common.paths import replacing
+from common.paths import alone, replacing
 
 #: Seconds between two checkpoints: the most that an interruption costs.
 CHECKPOINT_SECONDS = 20.0
@@ -164,7 +164,13 @@ def _write(path: Path, description: str, tensors: Mapping[str, Tensor], seconds:
 
 
 def _read(path: Path, description: str) -> tuple[dict[str, Tensor], float] | None:
-    """Tensors of a file and what they took, None where there is none; a damaged one is named, set aside, and none."""
+    """Tensors of a file and what they took, None where there is none; a damaged one is named, set aside, and none.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, or is damaged and cannot be set aside.
+    """
     if not path.exists():
         return None
     try:
@@ -178,8 +184,11 @@ def _read(path: Path, description: str) -> tuple[dict[str, Tensor], float] | Non
         raise
     except Exception as error:  # whatever a damaged file makes the unpickler do
         aside = path.with_suffix(".damaged")
-        path.replace(aside)
         reason = str(error).partition("\n")[0][:80]
+        try:
+            path.replace(aside)
+        except OSError as refused:
+            raise OSError(refused.errno, f"{path.parent.name}/{path.name} is damaged ({reason}), and stays") from error
         print(
             f"{path.parent.name}/{path.name} is damaged ({reason}): set aside as {aside.name}, made again", flush=True
         )
@@ -243,7 +252,8 @@ def cached(make: Callable, arguments: Mapping[str, object], **unkeyed: object) -
     MissingError
         Inside of :func:`making_only`.
     OSError
-        If the disk is full; the files that were there are whole, and the last checkpoint is among them.
+        If the disk is full; the files that were there are whole, and the last checkpoint is among them. If the result
+        is missing, and its folder cannot be written to.
     """
     description = describe(make, arguments)
     path = paths.CACHE / name_of(make) / f"{hashlib.sha256(description.encode()).hexdigest()}.pt"
@@ -251,26 +261,20 @@ def cached(make: Callable, arguments: Mapping[str, object], **unkeyed: object) -
     if _policy.allowed is not None and name not in _policy.allowed and not path.exists():
         _policy.missing.append(name)
         raise MissingError(f"{name} is not in the cache, and may not be made now")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=1)
-    except filelock.Timeout:
-        print(f"another process is making {name}: waiting for it", flush=True)
-        lock.acquire()
-    try:
+    with alone(path.with_suffix(".lock"), f"making {name}") as writable:
         found = _read(path, description)
         partial = PartialFile(path.with_suffix(".partial.pt"), description)
-        if found is None:
+        if found is not None:
+            result, _policy.spared[name] = found
+        elif not writable:
+            raise OSError(errno.EACCES, f"{name} is missing, and its folder cannot be written to")
+        else:
             if "checkpoint" in inspect.signature(make).parameters:
                 unkeyed["checkpoint"] = partial
             made = make(**arguments, **unkeyed)
             made = vars(made) if dataclasses.is_dataclass(made) else made
             result = {key: tensor.detach().cpu() for key, tensor in made.items()}
             _write(path, description, result, partial.seconds)
-        else:
-            result, _policy.spared[name] = found
-        partial.path.unlink(missing_ok=True)
+        if writable:
+            partial.path.unlink(missing_ok=True)
         return result
-    finally:
-        lock.release()

@@ -1,10 +1,15 @@
 """Where things are. The only module that knows the layout of the repository."""
 
 import contextlib
+import errno
+import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
@@ -12,10 +17,35 @@ NOTEBOOKS = ROOT / "notebooks"
 SCALES = ROOT / "scales"
 FIGURES = ROOT / "figures"
 BUILD = ROOT / "build"
+
+
+def _folder(variable: str, default: Path) -> Path:
+    """The folder that a variable of the environment names, an absolute path from now on for what this process starts.
+
+    A relative path is one from where the command was typed. That is not known in a notebook, which runs where it lies.
+
+    Raises
+    ------
+    SystemExit
+        In one line, if it is relative in a notebook, or if a file lies there.
+    """
+    given = os.environ.get(variable)
+    if not given:
+        return default
+    path = Path(given).expanduser()
+    if not path.is_absolute() and "ipykernel" in sys.modules:
+        raise SystemExit(f"{variable}={given} is a relative path, which a notebook cannot follow: make it absolute")
+    path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise SystemExit(f"{variable}={given} is no folder")
+    os.environ[variable] = str(path)
+    return path
+
+
 #: Folder of the data sets; the environment variable HESSIAN_DATA overrides it.
-DATA = Path(os.environ.get("HESSIAN_DATA") or ROOT / "data").expanduser().resolve()
+DATA = _folder("HESSIAN_DATA", ROOT / "data")
 #: Folder of what is expensive and can be made again (training runs); HESSIAN_CACHE overrides it.
-CACHE = Path(os.environ.get("HESSIAN_CACHE") or BUILD / "cache").expanduser().resolve()
+CACHE = _folder("HESSIAN_CACHE", BUILD / "cache")
 
 
 def notebook_path(ident: str) -> Path:
@@ -30,6 +60,53 @@ def notebook_ids() -> list[str]:
         for path in NOTEBOOKS.glob("*/*.ipynb")
         if ".ipynb_checkpoints" not in path.parts
     )
+
+
+def read_json(file: Path) -> dict:
+    """What a file of JSON holds.
+
+    Raises
+    ------
+    ValueError
+        With the file's name, if it is none.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+        raise ValueError(f"{name} is damaged: {error}") from None
+
+
+@contextlib.contextmanager
+def alone(lock: Path, doing: str) -> Iterator[bool]:
+    """Inside, no other process is where this lock file says; it is waited for, and after a second that is said.
+
+    Parameters
+    ----------
+    lock
+        The file.
+    doing
+        What the other process is ``"making"``, in words.
+
+    Yields
+    ------
+    bool
+        False where no file may be put, as in a cache of somebody else: what is there is whole, and stays as it is.
+    """
+    held = filelock.FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=1)
+    except filelock.Timeout:
+        print(f"another process is {doing}: waiting for it", flush=True)
+        held.acquire()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    try:
+        yield held.is_locked
+    finally:
+        held.release()
 
 
 @contextlib.contextmanager

@@ -56,6 +56,15 @@ def test_torchvision_imports_in_a_fresh_process():
     assert done.stdout.startswith("torchvision::nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
+def test_data_and_cache_that_are_read_only_are_read(place, mnist, read_only):
+    place.put(mnist, place.data / "MNIST" / "raw")
+    place.store.mkdir(parents=True)
+    read_only(place.store.parent)
+    assert not images.load("MNIST").source.stand_in
+    assert images.load("CIFAR-10", samples=3).source.stand_in
+    assert list(place.store.iterdir()) == []
+
+
 def test_nothing_heavy_is_imported_before_it_is_needed():
     """No plotting, no notebook, no torchvision, no scikit-learn: a machine that only trains may lack them."""
     code = (

@@ -1,11 +1,12 @@
 """What is drawn, read off the axes."""
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 
-from common.notebook.plotting import COLORS, SEQUENCE, band, panels, with_few_colors
+from common.notebook.plotting import COLORS, SEQUENCE, band, panels, use_style, with_few_colors
 
 
 @pytest.fixture
@@ -13,6 +14,14 @@ def axes():
     fig, ax = plt.subplots()
     yield ax
     plt.close(fig)
+
+
+def test_the_style_is_the_same_whatever_was_set_before():
+    use_style()
+    expected = dict(mpl.rcParams)
+    mpl.rcParams.update({"savefig.bbox": "tight", "image.origin": "lower", "axes.formatter.use_mathtext": True})
+    use_style()
+    assert dict(mpl.rcParams) == expected
 
 
 def test_a_band_is_one_standard_deviation_of_the_realizations(axes):

@@ -82,6 +82,8 @@ def test_verdicts(notebook):
     untested = claim(run, "small", untested="3 draws, fewer than 10")
     assert untested["verdict"] == "untested"
     assert untested["note"] == "3 draws, fewer than 10; here the criterion would hold."
+    assert claim(run, "words", untested="too few draws")["note"].startswith("Too few draws; here")
+    assert claim(run, "unlike", untested="lr: 1.0 instead of 0.1")["note"].startswith("lr: 1.0 instead of 0.1; here")
 
 
 def test_stand_in_data_leave_every_claim_untested_and_are_said(notebook, capsys):
@@ -170,6 +172,8 @@ def test_what_differs_from_the_paper_is_read_off_the_comments(notebook):
         ({"word": 3}, "there is no parameter 'word'; did you mean 'words'"),
         ({"sizes": None, "sizs": [3]}, "the parameter 'sizes' is not set; did you mean it by 'sizs'"),
         ({"C": None}, "the parameter 'C' is not set; run the cell tagged"),
+        ({"Words": 3}, "there is no parameter 'Words'; did you mean 'words'"),
+        ({"D": 3, "__annotations__": {"C": int, "D": int}}, "the saved notebook has no parameter 'D', but C, lr"),
     ],
 )
 def test_a_name_that_looks_like_a_misspelt_parameter_is_refused(notebook, namespace, message):
@@ -204,6 +208,13 @@ def test_a_saved_change_of_a_default_is_custom(committed):
     assert start(C=3).scale == "quick"
 
 
+def test_a_scale_alone_in_the_environment_is_a_persons_own(notebook, monkeypatch):
+    monkeypatch.setenv("HESSIAN_SCALE", "paper")
+    assert start().scale == "paper"
+    monkeypatch.delenv("HESSIAN_OUT")
+    assert (start().scale, start(C=4).scale) == ("quick", "custom")
+
+
 def test_a_parameter_that_the_committed_notebook_does_not_have_is_refused(committed):
     committed("C: int", "classes: int")
     names = {"classes": 3, **{name: value for name, value in VALUES.items() if name != "C"}}
@@ -213,11 +224,25 @@ def test_a_parameter_that_the_committed_notebook_does_not_have_is_refused(commit
     assert Run(IDENT, VALUES | {"more": 1}, title="A toy").scale == "custom"  # one more is a development
 
 
-def test_a_copy_or_a_renamed_notebook_is_refused(notebook):
-    copy = notebook.with_name("toy_copy.ipynb")
+@pytest.mark.parametrize("name", ["dong_quantifying/toy-Copy1.ipynb", "li_adaptive/toy.ipynb", "mine/new/toy.ipynb"])
+def test_a_copy_is_refused_wherever_it_lies(notebook, monkeypatch, name):
+    copy = paths.NOTEBOOKS / name
+    copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(notebook.read_text())
-    with pytest.raises(IdentityError, match=r"toy_copy.ipynb runs under the name of dong_quantifying/toy: write"):
+    start()  # by run_all.sh, which would refuse the copy
+    monkeypatch.delenv("HESSIAN_OUT")
+    with pytest.raises(IdentityError, match=rf"{name} runs under the name of {IDENT}: write its own, {name[:-6]}, in"):
         start()
+    copy.write_text(notebook.read_text()[:-9])  # it cannot run
+    start()
+    for folder in (".ipynb_checkpoints", "dong_quantifying/.ipynb_checkpoints"):
+        saved = paths.NOTEBOOKS / folder / "toy-checkpoint.ipynb"
+        saved.parent.mkdir()
+        saved.write_text(notebook.read_text())
+    start()
+
+
+def test_a_renamed_notebook_is_refused(notebook):
     notebook.unlink()
     with pytest.raises(IdentityError, match=r"there is no notebook dong_quantifying/toy.ipynb: if this one was copied"):
         start()
@@ -235,6 +260,18 @@ def test_the_verdict_of_the_committed_record_stands_beside(notebook, monkeypatch
         file.write_text(json.dumps({"claims": [{"id": "slope", "verdict": verdict}]}))
         header, line = repr(run.finish()).splitlines()
         assert header.endswith(f"verdict, {scale}") and line.endswith(verdict)
+
+
+def test_a_damaged_committed_record_is_named(notebook, monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
+    run = start()
+    claim(run)
+    run._figures.append("toy_a.png")
+    file = paths.FIGURES / "laptop" / f"{IDENT}.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("<<<<<<< HEAD")
+    with pytest.raises(ValueError, match=rf"laptop/{IDENT}\.json is damaged: Expecting value"):
+        run.finish()
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(notebook, monkeypatch):

@@ -1,5 +1,8 @@
 """run_all.sh from outside, in a small clone with notebooks of its own: what runs when, what survives being killed."""
 
+import contextlib
+import fcntl
+import functools
 import json
 import os
 import re
@@ -13,17 +16,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from toys import NAMES, PAPER, PARAMETERS, ROOT, SLURM, Clone, finish, write_notebook
+from toys import NAMES, PAPER, PARAMETERS, ROOT, SLURM, TOY, Clone, finish, personal_settings, write_notebook
 
 from common.pipeline import publish as summary
 from common.pipeline import workflow
-from common.pipeline.execute import Task
+from common.pipeline.execute import Cost, Task
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A clone in which every toy has run once, two at once, and its output."""
-    clone = Clone(tmp_path_factory.mktemp("front door") / "a clone")  # the blanks are there on purpose
+    clone = Clone(tmp_path_factory.mktemp("front door") / "a {clone} [1] of 'ü'")  # odd on purpose
     clone.add_toys()
     clone.first_output = clone.run("--scale", "quick", "--jobs", "2")
     clone.first_figures = clone.figures()
@@ -101,7 +104,9 @@ def test_only_what_changed_runs_and_failures_stop_nothing(restored):
     write_notebook(clone.notebook("forgets"), [PARAMETERS, "n"])
     write_notebook(clone.notebook("dies"), [PARAMETERS, "import os\nos._exit(9)"])
     write_notebook(clone.notebook("typo"), [PARAMETERS, "print(n"])
-    clone.notebook("damaged").write_text("{")
+    for name, content in {"damaged": b"{", "foreign": b"\xff", "empty": b"", "other": b"[]"}.items():
+        clone.notebook(name).write_bytes(content)
+    clone.notebook("folder").mkdir()
     output = clone.run("--scale", "quick", code=1)
     assert clone.ran(output) == {"gamma", "raises", "full", "forgets", "dies"}
     assert re.search(rf"{PAPER}/gamma done", output)
@@ -110,13 +115,15 @@ def test_only_what_changed_runs_and_failures_stop_nothing(restored):
     failures = re.findall(rf"^FAILED {PAPER}/(\w+): (.*)$", output, re.M)
     assert output.splitlines()[-len(failures) :] == [f"FAILED {PAPER}/{name}: {text}" for name, text in failures]
     failures = dict(failures)
-    assert failures.keys() == {"raises", "full", "forgets", "dies", "typo", "damaged"}
+    nothing = {"damaged", "foreign", "empty", "other"}
+    assert failures.keys() == {"raises", "full", "forgets", "dies", "typo", "folder", *nothing}
     assert failures["raises"].startswith("ValueError: C = 0 (log: build/quick/")
     assert "no space left on the disk" in failures["full"]
     assert "without a record" in failures["forgets"]
     assert "the kernel died" in failures["dies"]
     assert failures["typo"].startswith("SyntaxError")
-    assert "is no notebook" in failures["damaged"]
+    assert "Is a directory" in failures["folder"]
+    assert [n for n in nothing if not failures[n].startswith(f"{PAPER}/{n}.ipynb is no notebook: ")] == []
     log = clone.root / re.search(r"\(log: (.*)\)", failures["raises"])[1]
     assert "in f(C)" in log.read_text()
     executed = nbformat.read(log.with_suffix(".executed.ipynb"), 4)
@@ -160,8 +167,9 @@ def test_wrong_parameters_are_named_and_the_rest_runs(restored):
         f"{PAPER}/alpha: 5": "must map parameters to values, got 5",
         "- alpha": "must map notebooks to their parameters",
         "a: [": "is not valid YAML",
+        "a: \udcff": "is not valid YAML",
     }.items():
-        laptop.write_text(text)
+        laptop.write_bytes(text.encode(errors="surrogateescape"))
         output = clone.run(code=2)
         assert re.fullmatch(rf"run_all\.sh: scales/laptop\.yaml.*{re.escape(reason)}.*\n", output)
 
@@ -184,6 +192,9 @@ def test_records_are_held_against_the_committed_ones(clone):
     shutil.rmtree(clone.root / ".git")
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
+
+
 def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
@@ -202,25 +213,62 @@ def children(pid):
     return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes through /proc")
+def marked(mark):
+    """The processes that have this word in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes() and alive(process.name):
+                found.append((process / "cmdline").read_bytes().decode().replace("\0", " "))
+    return found
+
+
+@needs_proc
+def test_nothing_outlives_a_killed_command(bare, tmp_path):
+    """The tests and a refresh, each with a kernel at work; of what run_all.sh runs, see the next test."""
+    write_notebook(bare.notebook("alpha"), TOY)
+    for folder in ("tests", "notebooks"):
+        (bare.root / folder).mkdir(exist_ok=True)
+        shutil.copy(ROOT / folder / "conftest.py", bare.root / folder)
+    refresh = [sys.executable, "-m", "common.pipeline.refresh", "alpha"]
+    commands = [["bash", bare.root / "run_all.sh", "test", "notebooks"], refresh]
+    processes = []
+    for number, command in enumerate(commands):
+        variables = {"TOY_WAIT": "start", "TOY_PID": str(tmp_path / str(number)), "TOY_MARK": str(tmp_path)}
+        environment = bare.environment | variables | {"PYTHONPATH": str(bare.root / "src")}
+        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        processes.append(subprocess.Popen(command, cwd=bare.root, env=environment, **quiet))
+    try:
+        wait_for(lambda: all((tmp_path / str(number)).exists() for number in range(len(commands))))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    wait_for(lambda: not marked(str(tmp_path)), 15)
+
+
+@needs_proc
 def test_killed_at_any_moment_it_goes_on(clone, tmp_path):
     shutil.rmtree(clone.root / "build" / "quick" / PAPER / "alpha")
     shutil.rmtree(clone.root / "figures")
     for where, victim in [
-        ("middle", "front door"), ("start", "snakemake"), ("start", "kernel"), ("start", "Ctrl-C"),
+        ("middle", "front door"), ("start", "snakemake"), ("start", "execute"), ("start", "kernel"),
+        ("start", "Ctrl-C"),
     ]:  # fmt: skip
         pid = tmp_path / f"{where} {victim}"
-        process = clone.start("--scale", "quick", "--only", "alpha", TOY_WAIT=where, TOY_PID=str(pid))
+        arguments = ("--scale", "quick", "--only", "alpha")
+        process = clone.start(*arguments, before=["nohup"], TOY_WAIT=where, TOY_PID=str(pid))
         try:
             wait_for(lambda pid=pid: pid.exists() and pid.read_text())
             front_door, kernel = process.pid, int(pid.read_text())
             (snakemake,) = children(front_door)
             (execute,) = children(snakemake)
             assert kernel in children(execute)
+            os.killpg(front_door, signal.SIGHUP)
             if victim == "Ctrl-C":
                 os.killpg(front_door, signal.SIGINT)
             else:
-                processes = {"front door": front_door, "snakemake": snakemake, "kernel": kernel}
+                processes = {"front door": front_door, "snakemake": snakemake, "execute": execute, "kernel": kernel}
                 os.kill(processes[victim], signal.SIGKILL)
             output = finish(process, 30)
             wait_for(lambda pids=(snakemake, execute, kernel): not any(map(alive, pids)), 20)
@@ -231,7 +279,7 @@ def test_killed_at_any_moment_it_goes_on(clone, tmp_path):
         assert process.returncode == expected, output
         if victim == "kernel":
             assert f"FAILED {PAPER}/alpha: the kernel died: killed, or out of memory (log: build/" in output
-        if victim == "snakemake":
+        if victim in ("snakemake", "execute"):
             assert f"FAILED {PAPER}/alpha: it was killed (log: build/" in output
         if victim == "Ctrl-C":
             assert "interrupted with 1 of 1 notebooks to go" in output
@@ -241,9 +289,9 @@ def test_killed_at_any_moment_it_goes_on(clone, tmp_path):
         if where == "middle":
             assert (clone.result("alpha") / "alpha_a.png").read_bytes() == clone.first_figures["alpha_a.png"]
 
-    output = clone.run("--scale", "quick", "--jobs", "1")
+    output = clone.run("--scale", "quick", "--jobs", "1", **personal_settings(tmp_path / "mine"))
     assert clone.ran(output) == {"alpha"}
-    # Bit for bit what it was when it ran beside another.
+    # Bit for bit what it was when it ran beside another, and for somebody who has set up nothing.
     assert {n: c for n, c in clone.figures().items() if "alpha" in n} == {
         n: c for n, c in clone.first_figures.items() if "alpha" in n
     }
@@ -325,6 +373,12 @@ def readme_commands():
     return [words for block in blocks for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
 
+@functools.cache
+def help_of(*script):
+    command, environment = [sys.executable, *script, "--help"], {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.check_output(command, cwd=ROOT, text=True, env=environment)
+
+
 @pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
 def test_every_command_of_the_readme(clone, command):
     """Front-door commands run on the toys at the quick scale; of what runs long or elsewhere, that it is there."""
@@ -349,12 +403,9 @@ def test_every_command_of_the_readme(clone, command):
             assert arguments[0] == "PYTHONPATH=src"
             program, *arguments = arguments[1:]
         assert program in ("python", ".venv/bin/python")
-        script = arguments[:2] if arguments[0] == "-m" else [ROOT / arguments[0]]  # run in tests of its own, or long
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        done = subprocess.run([sys.executable, *script, "--help"], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
+        script = arguments[:2] if arguments[0] == "-m" else arguments[:1]  # run in tests of its own, or long
         options = [a for a in arguments[len(script) :] if a.startswith("--")]
-        assert [option for option in options if option not in done.stdout] == []
+        assert [option for option in options if option not in help_of(*script)] == []
 
 
 def test_help_names_every_option(bare):
@@ -403,14 +454,15 @@ claim = {"id": "slope", "measured": 2.0, "interval": [1.9, 2.1], "verdict": "rep
 
 def test_the_tests_end_with_what_failed(tmp_path):
     """A flaw for ruff; tests that pass and are skipped; notebooks that are honest, changed, on stand-in data, beside
-    their quick record, or look where they run."""
-    clone = Clone(tmp_path / "clone")
+    their quick record, or look where they run. Who runs them has set up everything otherwise."""
+    clone = Clone(tmp_path / "a {clone} of 'ü'")
     write_notebook(clone.notebook("honest"), [PARAMETERS, "print(1)"], [None, "1\n"])
     write_notebook(clone.notebook("changed"), [PARAMETERS, "print(1)"], [None, "2\n"])
     announce = "print('STAND-IN DATA for MNIST: digits')"
     write_notebook(clone.notebook("replaced"), [PARAMETERS, announce, "print(1)"], [None, None, "2\n"])
     write_notebook(clone.notebook("drifted"), [PARAMETERS, DRIFTED], [None, None])
-    where = "import os\nprint(os.environ.get('ATEN_CPU_CAPABILITY'), os.environ['OMP_NUM_THREADS'])"
+    where = "import os, random\nrandom.Random(0)"  # which the person has taken away
+    where += "\nprint(os.environ.get('ATEN_CPU_CAPABILITY'), os.environ['OMP_NUM_THREADS'])"
     write_notebook(clone.notebook("looks"), [PARAMETERS, where], [None, "None 1\n"])
     write_notebook(clone.notebook("not_chosen"), [PARAMETERS, "1 / 0"])
     shutil.copy(ROOT / "notebooks" / "conftest.py", clone.root / "notebooks")
@@ -422,7 +474,8 @@ def test_the_tests_end_with_what_failed(tmp_path):
         "import os\n\nimport pytest\n\n\ndef test_passes():\n    pass\n\n\n"
         "@pytest.mark.skip\ndef test_skipped():\n    pass\n\n\ndef test_deselected():\n    assert False\n"
     )
-    output = clone.run("test", "--", "-k", "not deselected and not not_chosen", code=1)
+    mine = personal_settings(tmp_path / "mine")
+    output = clone.run("test", "--", "-k", "not deselected and not not_chosen", code=1, **mine)
     *_, ruff, unit, notebooks, older, closing = output.splitlines()
     assert re.fullmatch(r"FAILED +ruff +Found \d+ errors?\..*", ruff)
     assert re.fullmatch(r"ok +unit tests +1 passed, 1 skipped.* in .*", unit)
@@ -435,6 +488,103 @@ def test_the_tests_end_with_what_failed(tmp_path):
     output = clone.run("test", "-n", "0", "tests", "-k", "nothing_has_this_name", code=1)
     assert re.search(r"^ok +unit tests +3 deselected in .*", output, re.M)
     assert "== notebooks" not in output
+
+
+#: Stands for a Python: says where the data sets, the cache and the Python are meant to be.
+STUB = """#!/bin/sh
+case $2 in
+    *version_info*) echo 3.11 ;;
+    common.pipeline.workflow) echo "$HESSIAN_DATA,$HESSIAN_CACHE,$HESSIAN_PYTHON" ;;
+    pytest) echo "pytest: $*" ;;
+esac"""
+
+
+def test_relative_paths_are_those_from_where_the_command_was_typed(bare, tmp_path):
+    stub, here = tmp_path / "my python", str(tmp_path)
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    (tmp_path / "clone").symlink_to(bare.root)
+    environment = bare.environment | {"CDPATH": str(bare.root.parent)}
+
+    def told(data, cache, python):
+        variables = {"HESSIAN_DATA": data, "HESSIAN_CACHE": cache, "HESSIAN_PYTHON": python}
+        command = {"args": ["bash", "clone/run_all.sh"], "cwd": here, "env": environment | variables, "text": True}
+        return subprocess.check_output(**command).strip().split(",")
+
+    assert told("data", "../cache", "./my python") == [f"{here}/data", f"{here}/../cache", f"{here}/./my python"]
+    assert told("/data", "~/cache", str(stub)) == ["/data", "~/cache", str(stub)]
+    environment["PATH"] = f"{here}:{environment['PATH']}"
+    assert told("", "", "my python") == ["", "", "my python"]
+
+
+def test_a_python_that_lacks_something_is_named(bare, tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(STUB.replace("esac", "    *find_spec*) echo torch, nbval; exit 1 ;;\nesac"))
+    stub.chmod(0o755)
+    assert bare.run(code=2, HESSIAN_PYTHON=str(stub)) == f"run_all.sh: {stub} lacks torch, nbval\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unit", "notebooks"),
+    [
+        (["-k", "fig04"], ["-k fig04"], ["-k fig04 notebooks"] * 2),
+        (["-k", "tests", "-x"], ["-k tests -x"], ["-k tests -x notebooks"] * 2),
+        (["./tests/data", "-k", "a b"], ["-k a b tests/data"], []),
+        (["notebooks/li_adaptive", "tests"], ["tests"], ["notebooks/li_adaptive"] * 2),
+        (["ROOT/notebooks/li_adaptive"], [], ["ROOT/notebooks/li_adaptive"] * 2),
+    ],
+)
+def test_arguments_of_the_tests_limit_all_of_them(bare, tmp_path, arguments, unit, notebooks):
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    output = bare.run("test", *(a.replace("ROOT", str(bare.root)) for a in arguments), HESSIAN_PYTHON=str(stub))
+    called = [line.replace(str(bare.root), "ROOT") for line in output.splitlines() if line.startswith("pytest: ")]
+    assert [re.search("(?:-n  --dist loadfile )(.*)", c)[1] for c in called if "nbval" not in c] == unit
+    assert [re.search("(?:-n  --dist loadfile )(.*)", c)[1] for c in called if "nbval" in c] == notebooks
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="flock is not installed")
+def test_two_at_once_are_tested_one_after_the_other(bare, tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    lock = bare.root / "build" / "test" / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = bare.start("test", "tests", HESSIAN_PYTHON=str(stub))
+        line = process.stdout.readline()
+    assert line == "run_all.sh: other tests are at work in this clone; waiting for them to end\n"
+    assert "pytest: " in finish(process) and process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "reason"),
+    [
+        (-15, "Building DAG of jobs...\n", "Snakemake was ended by SIGTERM"),
+        (-9, "", "Snakemake was ended by SIGKILL"),
+        (1, "Will exit after finishing currently running jobs (scheduler).\nSomething", "Snakemake was asked to end"),
+        (1, "WorkflowError:\nNo such plugin.\n\n", "Snakemake says: No such plugin."),
+        (1, "", "Snakemake says: nothing"),
+    ],
+)
+def test_how_snakemake_ended_is_said_of_what_it_did_not_start(tmp_path, monkeypatch, code, text, reason):
+    monkeypatch.setattr(workflow.paths, "BUILD", tmp_path)
+    log = tmp_path / "snakemake.log"
+    log.write_text(text)
+    task = Task(f"{PAPER}/alpha", "quick", {}, "0" * 64, tmp_path / "alpha")
+    line = workflow.why_incomplete(task, None, workflow.how_snakemake_ended(code, log), log)
+    assert line == f"it was not started; {reason} (log: {log})"
+
+
+def test_a_damaged_record_is_named(restored):
+    file = restored.root / "figures" / "quick" / PAPER / "beta.json"
+    file.write_text(f"<<<<<<< HEAD\n{file.read_text()}")
+    output = restored.run("--scale", "quick", code=1)
+    name = f"figures/quick/{PAPER}/beta.json"
+    assert re.search(rf"^run_all\.sh: {name} is damaged: Expecting value: .*$", output, re.M)
+    assert "Traceback" not in output
 
 
 # The comparison of records
@@ -479,6 +629,6 @@ def test_a_result_on_stand_in_data_is_outlived_when_the_data_come(tmp_path, monk
 
     task = Task(f"{PAPER}/alpha", "quick", {}, "0" * 64, tmp_path)
     task.record.write_text(json.dumps({"data": [{"name": "MNIST", "stand_in": stand_in}]}))
-    task.timing.write_text("{}")
+    task.timing.write_text(json.dumps(vars(Cost(1.0, 1.0, 0.0, 100))))
     monkeypatch.setattr(images, "available", lambda name: there and name == "MNIST")
     assert workflow.outlived(task) is (stand_in and there)

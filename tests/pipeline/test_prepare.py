@@ -101,7 +101,7 @@ def test_a_piece_that_cannot_be_made_is_left_to_the_notebook(toy, capsys, monkey
     content.cells[2].source = TRAININGS.replace('"lr": 0.1', '"lr": -1.0')
     nbformat.write(content, toy)
     (first,) = prepare.make_some(IDENT, {"seeds": 1})
-    monkeypatch.setattr(prepare, "_overrides", lambda ident, scale: {"seeds": 1})
+    monkeypatch.setattr(prepare, "scale_parameters", lambda scale: {IDENT: {"seeds": 1}})
     assert prepare.main([IDENT, "--scale", "quick", "--piece", first]) == 0
     assert "the learning rate must be positive" in capsys.readouterr().err
     assert made() == []

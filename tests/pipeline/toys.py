@@ -147,9 +147,9 @@ class Clone:
         assert text.count(old) == 1
         file.write_text(text.replace(old, new))
 
-    def start(self, *arguments, **environment):
+    def start(self, *arguments, before=(), **environment):
         return subprocess.Popen(
-            ["bash", self.root / "run_all.sh", *arguments], env=self.environment | environment, text=True,
+            [*before, "bash", self.root / "run_all.sh", *arguments], env=self.environment | environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
@@ -183,3 +183,31 @@ class Clone:
     def git(self, *arguments):
         author = ["-c", "user.name=Toy", "-c", "user.email=toy@example.org"]
         subprocess.run(["git", *author, *arguments], cwd=self.root, check=True, capture_output=True)
+
+
+def personal_settings(folder):
+    """An environment in which somebody has set up everything otherwise, and has no home to write to."""
+    for name, text in {
+        "ipython/profile_default/startup/mine.py": "import random, numpy\nrandom.Random = numpy.array = None",
+        "matplotlib/matplotlibrc": "lines.linewidth: 9\naxes.facecolor: red\nsavefig.bbox: tight",
+        "jupyter/kernels/python3/kernel.json": '{"argv": ["false"], "display_name": "Mine", "language": "python"}',
+        "jupyter/jupyter_config.py": "1 / 0",
+        "snakemake/config.yaml": "dry-run: true",
+        "modules/numpy.py": "1 / 0",
+        "modules/sitecustomize.py": "import random\nrandom.Random = None",
+        "bin/python": "#!/bin/sh\nexit 9",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "bin" / "python").chmod(0o755)
+    (folder / "bin" / "python3").symlink_to("python")
+    variables = {
+        "IPYTHONDIR": "ipython", "MPLCONFIGDIR": "matplotlib", "MATPLOTLIBRC": "matplotlib", "JUPYTER_PATH": "jupyter",
+        "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_CONFIG_DIR": "jupyter", "SNAKEMAKE_PROFILE": "snakemake",
+        "PYTHONPATH": "modules", "PYTHONHOME": "modules", "PYTHONSTARTUP": "modules/sitecustomize.py",
+    }  # fmt: skip
+    return {name: str(folder / place) for name, place in variables.items()} | {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/cache",
+        "XDG_CONFIG_HOME": "/dev/null", "MPLBACKEND": "nowhere", "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error",
+        "LC_ALL": "C", "TERM": "", "HESSIAN_SCALE": "paper", "HESSIAN_OUT": "/dev/null",
+    }  # fmt: skip

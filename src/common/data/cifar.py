@@ -237,6 +237,7 @@ def _decode(split: str, pictures: Sequence[_Picture], sha256: str) -> Arrays:
             raise _DamagedPicture(f"{picture.label}/{picture.file}") from error
     png = all(Path(picture.file).suffix.lower() == ".png" for picture in pictures)
     kind = "image folder, PNG" if png else "image folder, recompressed as JPEG"  # JPEG changes the pixels
-    with replacing(_decoded_path(split, sha256)) as path:
-        np.savez(path, x=x, y=y, kind=np.array(kind))
+    if files.writable(files.store()):
+        with replacing(_decoded_path(split, sha256)) as path:
+            np.savez(path, x=x, y=y, kind=np.array(kind))
     return Arrays(x, y, CIFAR10_ARCHIVES.get(sha256, kind), sha256)

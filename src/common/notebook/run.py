@@ -46,7 +46,7 @@ from common.notebook.provenance import (
     resolve_parameters,
     source_hash,
 )
-from common.paths import replacing
+from common.paths import read_json, replacing
 
 #: Size of an image in bytes from which its colours are reduced.
 LARGE = 300_000
@@ -88,7 +88,8 @@ def check_names(parameters: Mapping[str, Parameter], namespace: Mapping[str, obj
     ------
     ParameterError
         In one line: of a parameter that is not set; of one that the committed notebook does not have while it has one
-        that is gone; of a plain value in the namespace whose name is nearly that of a parameter.
+        that is gone; of a plain value in the namespace whose name is nearly that of a parameter; of a line
+        ``name: type = value`` that was run and is not saved.
     """
     gone = [name for name in committed if name not in parameters]
     for name in parameters:
@@ -101,10 +102,17 @@ def check_names(parameters: Mapping[str, Parameter], namespace: Mapping[str, obj
             near = difflib.get_close_matches(name, plain, 1, 0.7)
             hint = f"; did you mean it by {near[0]!r}?" if near else "; run the cell tagged `parameters`"
             raise ParameterError(f"the parameter {name!r} is not set{hint}")
+    spelt = {name.lower(): name for name in parameters}
     for name in plain:
-        near = difflib.get_close_matches(name, parameters, 1, 0.85)
+        near = difflib.get_close_matches(name.lower(), spelt, 1, 0.85)
         if near and len(name) > 3:
-            raise ParameterError(f"there is no parameter {name!r}; did you mean {near[0]!r}?")
+            raise ParameterError(f"there is no parameter {name!r}; did you mean {spelt[near[0]]!r}?")
+    for name in namespace.get("__annotations__", {}):
+        if name not in parameters:
+            raise ParameterError(
+                f"the saved notebook has no parameter {name!r}, but {', '.join(parameters)}: save it, or, if a line "
+                "was renamed or taken out, start the kernel anew"
+            )
 
 
 def _like(name: str, names: Sequence[str]) -> str:
@@ -141,9 +149,9 @@ class Run:
 
     Notes
     -----
-    The environment says where the run belongs: ``HESSIAN_SCALE`` and ``HESSIAN_OUT``, the folder of figures and record
-    (``build/interactive/<paper>`` if unset). Where no scale is set it is ``quick``, or ``custom`` once a parameter
-    differs from the default that the last commit has.
+    The environment says where the run belongs: ``HESSIAN_OUT``, the folder of figures and record, and with it
+    ``HESSIAN_SCALE``. Where it is not set the folder is ``build/interactive/<paper>``, and the scale ``quick``, or
+    ``custom`` once a parameter differs from the default that the last commit has.
     """
 
     def __init__(
@@ -162,8 +170,10 @@ class Run:
         check_names(self._described, namespace, committed)
         self.parameters = resolve_parameters(notebook, {name: namespace[name] for name in self._described})
         defaults = {name: parameter.default for name, parameter in (committed or self._described).items()}
-        self.scale = os.environ.get("HESSIAN_SCALE") or ("quick" if self.parameters == defaults else "custom")
-        self.out = Path(os.environ.get("HESSIAN_OUT") or paths.BUILD / "interactive" / self.paper)
+        self.scale = "quick" if self.parameters == defaults else "custom"
+        self.out = paths.BUILD / "interactive" / self.paper
+        if out := os.environ.get("HESSIAN_OUT"):
+            self.scale, self.out = os.environ.get("HESSIAN_SCALE") or self.scale, Path(out)
         self.title = title
         self.numbers: dict[str, object] = {}
         self._source = source_hash(notebook, self.parameters)
@@ -268,7 +278,9 @@ class Run:
         if untested:
             verdict = UNTESTED
             here = "would hold" if holds else "would not hold"
-            note = f"{untested[0].upper()}{untested[1:]}; here the criterion {here}. {note}"
+            if not untested.startswith(tuple(f"{name}: " for name in self.parameters)):  # d is not D
+                untested = untested[0].upper() + untested[1:]
+            note = f"{untested}; here the criterion {here}. {note}"
         elif holds:
             verdict = REPRODUCED
         else:
@@ -327,6 +339,6 @@ class Run:
         for scale in ("paper", "laptop"):
             file = paths.FIGURES / scale / f"{self.id}.json"
             if file.is_file():
-                claims = json.loads(file.read_text(encoding="utf-8"))["claims"]
+                claims = read_json(file)["claims"]
                 return scale, {claim["id"]: claim["verdict"] for claim in claims}
         return None

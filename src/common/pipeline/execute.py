@@ -17,7 +17,6 @@ import re
 import resource
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -27,7 +26,8 @@ from pathlib import Path
 import yaml
 
 from common import paths
-from common.notebook.provenance import declared_ident, read_notebook, resolve_parameters, source_hash
+from common.notebook.provenance import FormatError, declared_ident, read_notebook, resolve_parameters, source_hash
+from common.pipeline.isolation import isolate, tether
 
 SCALES = ("quick", "laptop", "paper")
 
@@ -127,7 +127,7 @@ class Task:
     @property
     def done(self) -> bool:
         """Whether a complete result is there."""
-        return self.record.exists() and self.timing.exists()
+        return self.record.exists() and read_cost(self.folder) is not None
 
 
 def shown(path: Path) -> str:
@@ -163,11 +163,13 @@ def scale_parameters(scale: str) -> dict[str, dict[str, object]]:
         return {}
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PlanError(f"{shown(file)} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise PlanError(f"{shown(file)} must map notebooks to their parameters")
     for ident, overrides in content.items():
+        if not isinstance(ident, str) or not re.fullmatch(r"\w+/\w+", ident):
+            raise PlanError(f"{shown(file)}: {ident!r} is no <paper>/<notebook>")
         if not isinstance(overrides, dict | None):
             raise PlanError(f"{shown(file)}: {ident} must map parameters to values, got {overrides!r}")
     return {ident: overrides or {} for ident, overrides in content.items()}
@@ -189,10 +191,12 @@ def task(ident: str, scale: str, overrides: dict[str, object], folder: Path | No
             raise NotebookError(f"it runs under the name of {named}: write its own in the first argument of its Run")
     except FileNotFoundError:
         raise NotebookError(f"there is no notebook {shown(notebook)}") from None
+    except OSError as error:
+        raise NotebookError(one_line(error)) from None
     except SyntaxError as error:
         raise NotebookError(f"SyntaxError: {error.msg}, in {(error.text or '').strip()!r}") from None
-    except json.JSONDecodeError as error:
-        raise NotebookError(f"{shown(notebook)} is no notebook: {error}") from None
+    except FormatError as error:
+        raise NotebookError(str(error)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise NotebookError(one_line(error)) from None
     folder = folder or paths.BUILD / scale / ident / source[:16]
@@ -277,22 +281,6 @@ def needed_minutes(task: Task, committed: Mapping[tuple[str, str], tuple[int, in
     return max(30, math.ceil(3 * known[0] / 60)) if known else 24 * 60
 
 
-def stop_with_parent() -> None:
-    """End this process at once when its parent ends, however that came about.
-
-    A killed parent cannot stop its children, and Snakemake and the notebooks would run on unseen. IPython's
-    kernels watch their parents in the same way.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.3)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def execute(task: Task) -> None:
     """Run a notebook as a task says and leave a complete result in its folder, or an error and its log.
 
@@ -308,12 +296,13 @@ def execute(task: Task) -> None:
     notebook = paths.notebook_path(task.ident)
     for stale in (task.record, task.timing, task.error, *task.folder.glob(".*")):
         stale.unlink(missing_ok=True)
-    os.environ.update(THREAD_VARIABLES, HESSIAN_SCALE=task.scale, HESSIAN_OUT=str(task.folder), PYTHONHASHSEED="0")
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not one of the home folder
+    isolate()
+    os.environ.update(THREAD_VARIABLES, HESSIAN_SCALE=task.scale, HESSIAN_OUT=str(task.folder))
     started = time.perf_counter()
+    source, executed = (str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, task.executed))  # formatted
     try:
         papermill.execute_notebook(
-            notebook, task.executed, task.overrides, kernel_name="python3", cwd=notebook.parent, progress_bar=False
+            source, executed, task.overrides, kernel_name="python3", cwd=notebook.parent, progress_bar=False
         )
         if not task.record.exists():
             raise NotebookError("it ended without a record; its last cell must call run.finish()")
@@ -346,8 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the result; default: where run_all.sh looks for it")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if os.environ.get("HESSIAN_TETHERED"):
-        stop_with_parent()
+    tether()
 
     screen = os.fdopen(os.dup(sys.stderr.fileno()), "w")
     this, where = None, ""

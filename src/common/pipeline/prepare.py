@@ -25,11 +25,10 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType
 
-import yaml
-
 from common import cache, paths
 from common.notebook.provenance import ParameterError, code_cells, read_notebook, resolve_parameters
-from common.pipeline.execute import THREAD_VARIABLES, stop_with_parent
+from common.pipeline.execute import THREAD_VARIABLES, PlanError, scale_parameters
+from common.pipeline.isolation import tether
 
 #: Exit code of a call that ran out of time.
 AGAIN = 3
@@ -78,11 +77,6 @@ def _statements(ident: str, overrides: Mapping[str, object]) -> Iterator[tuple[C
             yield compile(ast.Module([statement], []), f"{ident}, prepare cell {number}", "exec"), namespace
 
 
-def _overrides(ident: str, scale: str) -> dict[str, object]:
-    file = paths.SCALES / f"{scale}.yaml"
-    return (yaml.safe_load(file.read_text(encoding="utf-8")).get(ident) or {}) if file.exists() else {}
-
-
 def _try_piece(ident: str, overrides: Mapping[str, object], piece: str) -> None:
     """Make one piece; what goes wrong is printed, and left for the notebook to meet and to name."""
     try:
@@ -122,21 +116,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise _OutOfTime
 
     signal.signal(signal.SIGALRM, out_of_time)
-    if os.environ.get("HESSIAN_TETHERED"):
-        stop_with_parent()
+    tether()
     ident = idents[0]
     try:
+        overrides = scale_parameters(options.scale)
         if options.list:
-            print(json.dumps([name for one in idents for name in make_some(one, _overrides(one, options.scale))]))
+            print(json.dumps([name for one in idents for name in make_some(one, overrides.get(one, {}))]))
             return 0
         signal.setitimer(signal.ITIMER_REAL, 60 * (options.minutes or 0))
         for ident in idents:
             if options.piece:
-                _try_piece(ident, _overrides(ident, options.scale), options.piece)
+                _try_piece(ident, overrides.get(ident, {}), options.piece)
             else:
-                run_cells(ident, _overrides(ident, options.scale))
+                run_cells(ident, overrides.get(ident, {}))
                 print(f"{ident}: all is made", flush=True)
-    except ParameterError as error:
+    except (ParameterError, PlanError) as error:
         print(f"prepare: {ident}: {error}", file=sys.stderr)
         return 2
     except _OutOfTime:

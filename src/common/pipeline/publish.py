@@ -21,9 +21,9 @@ def verdicts() -> list[str]:
 
 
 def read_record(file: Path) -> dict | None:
-    """The record in ``file``, or None if there is none."""
+    """The record in ``file``, or None if there is none; ValueError with its name if it is damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return paths.read_json(file)
     except FileNotFoundError:
         return None
 

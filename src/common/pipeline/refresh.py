@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from common import paths
 from common.pipeline.execute import THREAD_VARIABLES, PlanError, one_line, plan
+from common.pipeline.isolation import isolate, stop_with_parent
 from common.pipeline.older_processor import VARIABLES
 from common.pipeline.workflow import cores
 
@@ -179,8 +180,9 @@ def _executed(ident: str, variables: Mapping[str, str], where: str) -> tuple[obj
     if not (kept / "data").exists():
         (kept / "data").symlink_to(paths.CACHE / "data")  # decoded images
     before = dict(os.environ)
+    isolate()
     os.environ.update(variables, HESSIAN_SCALE="quick", HESSIAN_OUT=str(out), HESSIAN_CACHE=str(kept))
-    os.environ.update(PYTHONHASHSEED="0", JUPYTER_PREFER_ENV_PATH="1", OMP_WAIT_POLICY="passive")
+    os.environ["OMP_WAIT_POLICY"] = "passive"
     content = nbformat.read(notebook, as_version=4)
     metadata = dict(content.metadata)
     client = nbclient.NotebookClient(
@@ -214,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PlanError as error:
         print(error, file=sys.stderr)
         return 2
-    with ProcessPoolExecutor(options.jobs) as pool:
+    with ProcessPoolExecutor(options.jobs, initializer=stop_with_parent, initargs=(os.getpid(),)) as pool:
         runs = {task.ident: pool.submit(refresh, task.ident) for task in tasks}
         for ident, run in runs.items():
             try:

@@ -21,6 +21,7 @@ import filelock
 from common import paths
 from common.notebook.provenance import code_cells, read_notebook
 from common.pipeline.execute import PlanError, Task, committed_costs, last_cost, one_line, plan, read_cost, shown
+from common.pipeline.isolation import isolate
 from common.pipeline.publish import read_record, summarize, verdict_counts
 
 
@@ -89,13 +90,18 @@ def marker_of(scale: str, piece: str) -> Path:
     return paths.BUILD / scale / "pieces" / piece
 
 
+def _tethered() -> dict[str, str]:
+    """The environment of what ends with this process."""
+    return os.environ | {"HESSIAN_TETHERED": str(os.getpid())}
+
+
 def plan_pieces(tasks: list[Task], jobs: int) -> list[Path]:
     """Ask which pieces of the tasks are missing, and write them down for the Snakefile; their markers."""
     asking = [t for t in tasks if code_cells(read_notebook(paths.notebook_path(t.ident)), "prepare")]
 
     def missing(task: Task) -> list[str]:
         command = [sys.executable, "-m", "common.pipeline.prepare", task.ident, "--scale", task.scale, "--list"]
-        done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=paths.ROOT, env=_tethered(), capture_output=True, text=True, check=False)
         return json.loads(done.stdout) if done.returncode == 0 else []  # what is wrong, the notebook will say
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -130,11 +136,10 @@ def run_snakemake(tasks: list[Task], log: Path, *, jobs: int, extra: list[str], 
         "--rerun-incomplete", "--rerun-triggers", "mtime", "--nolock", "--scheduler", "greedy",
         *([] if "--executor" in extra else _limits()), *extra,
     ]  # fmt: skip
-    environment = os.environ | {"HESSIAN_TETHERED": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=paths.ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command, cwd=paths.ROOT, env=_tethered(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
         try:
             while process.poll() is None:
@@ -147,12 +152,17 @@ def run_snakemake(tasks: list[Task], log: Path, *, jobs: int, extra: list[str], 
     return process.returncode
 
 
-def _last_line(log: Path) -> str:
+def how_snakemake_ended(code: int, log: Path) -> str:
+    """Its exit code, or what its log says, in words."""
+    if code < 0:
+        return f"Snakemake was ended by {signal.Signals(-code).name}"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "nothing"
+    if any(line.startswith("Will exit after finishing") for line in lines):
+        return "Snakemake was asked to end"
+    return f"Snakemake says: {lines[-1] if lines else 'nothing'}"
 
 
-def why_incomplete(task: Task, log_before: object, snakemake_log: Path) -> str:
+def why_incomplete(task: Task, log_before: object, ended: str, snakemake_log: Path) -> str:
     """In one line why a task has no complete result, and the log that tells more."""
     if task.error.exists():
         reason = task.error.read_text(encoding="utf-8").strip()
@@ -161,7 +171,7 @@ def why_incomplete(task: Task, log_before: object, snakemake_log: Path) -> str:
     elif _stamp(task.log) != log_before:
         reason = "it was killed"
     else:
-        return f"it was not started; Snakemake says: {_last_line(snakemake_log)} (log: {shown(snakemake_log)})"
+        return f"it was not started; {ended} (log: {shown(snakemake_log)})"
     return f"{reason} (log: {shown(task.log)})"
 
 
@@ -213,11 +223,12 @@ def regenerate(scale: str, *, only: str = "", jobs: int, dry_run: bool = False, 
             left = sum(not task.done for task in tasks)
             print(f"interrupted with {left} of {len(tasks)} notebooks to go; the same command goes on from there")
             return 130
-        incomplete = {t.ident: why_incomplete(t, logs_before.get(t), log) for t in tasks if not t.done}
+        ended = how_snakemake_ended(code, log)
+        incomplete = {t.ident: why_incomplete(t, logs_before.get(t), ended, log) for t in tasks if not t.done}
         if code and not incomplete:
-            failed["Snakemake"] = f"{_last_line(log)} (log: {shown(log)})"
+            failed["Snakemake"] = f"{ended} (log: {shown(log)})"
         failed |= incomplete
-    else:
+    elif tasks:
         print(f"all {len(tasks)} notebooks are up to date at the {scale} scale")
 
     table, changed = summarize(tasks)
@@ -250,18 +261,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args(arguments[:split])
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
-        paths.BUILD.mkdir(exist_ok=True)
         lock = filelock.FileLock(paths.BUILD / "lock")
         if not options.dry_run:
+            isolate()
             try:
                 lock.acquire(blocking=False)
             except filelock.Timeout:
                 print("run_all.sh: another one is at work in this clone; waiting for it to end", flush=True)
                 lock.acquire()
         return regenerate(**vars(options), extra=arguments[split + 1 :])
-    except (PlanError, OSError) as error:
+    except (ValueError, OSError) as error:
         reason = one_line(error) if isinstance(error, OSError) else error
         print(f"run_all.sh: {reason}", file=sys.stderr)
         return 2 if isinstance(error, PlanError) else 1
