@@ -142,6 +142,13 @@ def test_old_code_is_not_kept_under_a_new_name(monkeypatch):
         reached_by(prepare.main)
 
 
+def test_files_from_the_future_are_not_edited_ones(monkeypatch):
+    """As after a clock was put back, or on a server whose clock is ahead."""
+    monkeypatch.setattr(fingerprint, "_BEGAN", 0.0)
+    monkeypatch.setattr(fingerprint.time, "time", lambda: 1.0)
+    assert reached_by(prepare.main)
+
+
 def test_a_module_that_is_handed_about_counts_whole():
     names = {d.name for d in reached_by_code("from common.notebook import intervals\nf(intervals)\n")}
     assert {"mean_interval", "bootstrap", "log_log_slope"} <= names

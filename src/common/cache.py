@@ -147,8 +147,11 @@ def name_of(make: Callable) -> str:
 
 def file_of(make: Callable, arguments: Mapping[str, object]) -> Path:
     """Where :func:`cached` keeps what ``make(**arguments)`` gives, whether it is there or not."""
-    sha = hashlib.sha256(describe(make, arguments).encode()).hexdigest()
-    return paths.CACHE / name_of(make) / f"{sha}.pt"
+    return _file(make, describe(make, arguments))
+
+
+def _file(make: Callable, description: str) -> Path:
+    return paths.CACHE / name_of(make) / f"{hashlib.sha256(description.encode()).hexdigest()}.pt"
 
 
 def _write(path: Path, description: str, tensors: Mapping[str, Tensor], seconds: float) -> None:
@@ -256,7 +259,7 @@ def cached(make: Callable, arguments: Mapping[str, object], **unkeyed: object) -
         is missing, and its folder cannot be written to.
     """
     description = describe(make, arguments)
-    path = paths.CACHE / name_of(make) / f"{hashlib.sha256(description.encode()).hexdigest()}.pt"
+    path = _file(make, description)
     name = f"{path.parent.name}/{path.stem}"
     if _policy.allowed is not None and name not in _policy.allowed and not path.exists():
         _policy.missing.append(name)
