@@ -12,7 +12,7 @@ times 1, t or t tᵀ; :class:`Law` holds nodes for g and takes these expectation
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Complex, Float, Int, Shaped
 from numpy.typing import ArrayLike
-from scipy.special import wofz
+from scipy.linalg import solve_banded
 
 from common.liao_eigenspectra.glm import GLM, DiscreteResponse, Features, curvature
 
@@ -183,9 +183,40 @@ class Law:
         return np.where(inner, np.diff(self.g), 0.0)
 
     @cached_property
-    def widths(self) -> Float[np.ndarray, " J"]:
-        """Distances of the nodes from their neighbours, zero for atoms."""
-        return np.where(self._atoms, 0.0, np.maximum(np.r_[0.0, self.spacing], np.r_[self.spacing, 0.0]))
+    def _hats(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the hat round each node begins and ends: at its neighbours; both at the node itself for an atom."""
+        left, right = np.r_[0.0, self.spacing], np.r_[self.spacing, 0.0]
+        left, right = np.maximum(left, 1e-3 * right), np.maximum(right, 1e-3 * left)
+        return self.g - np.where(self._atoms, 0, left), self.g + np.where(self._atoms, 0, right)
+
+    @cached_property
+    def _hat_moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of g' - g and of its square over the hat round each node g."""
+        left, right = self.g - self._hats[0], self._hats[1] - self.g
+        return (right - left) / 3, (left**2 + right**2 - left * right) / 6
+
+    @cached_property
+    def _hat_weights(self) -> Float[np.ndarray, " J"]:
+        """Weights of the hats with which E[f(g)] stays what it is for f quadratic round each node, linear at ends.
+
+        Where the weights of the nodes are too rough for that, as those of samples, E[f(g)] stays for constant f.
+        """
+        shift, spread = self._hat_moments
+        atom = self._hats[0] == self._hats[1]
+        left, right = (np.where(atom, 1.0, x) for x in (self.g - self._hats[0], self._hats[1] - self.g))
+        end = np.maximum(left, right) > 100 * np.minimum(left, right)
+        before = np.where(end, np.maximum(-shift, 0) / left, (spread - right * shift) / (left * (left + right)))
+        after = np.where(end, np.maximum(shift, 0) / right, (spread + left * shift) / (right * (left + right)))
+        before[atom], after[atom] = 0.0, 0.0
+        weights = self.q
+        rough = np.full(len(weights), (weights < 0).any())
+        while not rough.all():
+            weights = solve_banded((1, 1), [np.r_[0, before[1:]], 1 - before - after, np.r_[after[:-1], 0]], self.q)
+            rough = (np.abs(weights - self.q) > self.q / 2) & (before + after != 0)
+            if not rough.any():
+                break
+            before[rough], after[rough] = 0.0, 0.0
+        return weights
 
     @property
     def _atoms(self) -> np.ndarray:
@@ -246,20 +277,57 @@ class Law:
     def smeared_kappa(
         self, delta: Complex[np.ndarray, " Z"]
     ) -> tuple[Complex[np.ndarray, " Z"], Complex[np.ndarray, " Z"]]:
-        r"""The same as :meth:`kappa` with each node of g spread to a normal law as wide as the nodes lie apart.
+        r"""The same as :meth:`kappa` with the nodes of g, but for atoms, spread to a density linear between them.
 
-        It is :math:`\kappa = -\zeta - \zeta^2 s(\zeta)`, :math:`\zeta = -1/\delta`, with a Faddeeva function for the
-        Stieltjes transform s of a normal law.
+        It is :math:`\kappa = -\zeta - \zeta^2 s(\zeta)`, :math:`\zeta = -1/\delta`, with s the Stieltjes transform.
         """
-        width = math.sqrt(2) * np.maximum(self.widths, 1e-12 * np.abs(self.g).max())
         zeta = -1 / delta
         s, slope = np.empty_like(delta), np.empty_like(delta)
         for chunk in self._chunks(len(delta)):
-            u = (zeta[chunk, None] - self.g) / width
-            w = wofz(u)
-            s[chunk] = 1j * math.sqrt(math.pi) * (w @ (self.q / width))
-            slope[chunk] = 1j * math.sqrt(math.pi) * ((2j / math.sqrt(math.pi) - 2 * u * w) @ (self.q / width**2))
+            x = self.g - zeta[chunk, None]
+            near, inverse = self._near(x), 1 / x
+            shift, spread = self._hat_moments
+            far = inverse * (1 - inverse * (shift - inverse * spread))
+            s[chunk] = self._by_hats(far, x, near, lambda x, log: x * log) @ self._hat_weights
+            far = inverse**2 * (1 - inverse * (2 * shift - inverse * 3 * spread))
+            slope[chunk] = self._by_hats(far, x, near, lambda x, log: -log) @ self._hat_weights
         return -zeta - zeta**2 * s, zeta**2 * (-1 - 2 * zeta * s - zeta**2 * slope)
+
+    def phase(self, delta: Complex[np.ndarray, " Z"]) -> Float[np.ndarray, " Z"]:
+        """E[arg(1 + g δ)] for δ in the closed upper half plane, shape (Z,)."""
+        phase = np.empty(len(delta))
+        for chunk in self._chunks(len(delta)):
+            real, imaginary = delta.real[chunk, None], np.maximum(delta.imag[chunk, None], 0.0)
+            phase[chunk] = np.arctan2(self.g * imaginary, 1 + self.g * real) @ self.q
+        return phase
+
+    def smeared_phase(self, delta: Complex[np.ndarray, " Z"]) -> Float[np.ndarray, " Z"]:
+        """The same as :meth:`phase` with the nodes spread as in :meth:`smeared_kappa`."""
+        zeta = -1 / delta
+        phase = np.empty(len(delta))
+        for chunk in self._chunks(len(delta)):
+            x = self.g - zeta[chunk, None]
+            shift, spread = self._hat_moments
+            far = _log_below(x) + (shift - spread / x / 2) / x
+            logs = self._by_hats(far, x, self._near(x), lambda x, log: x**2 * (log / 2 - 0.75))
+            phase[chunk] = (logs.imag - _log_below(-zeta[chunk, None]).imag) @ self._hat_weights
+        return phase
+
+    def _near(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The places in a matrix of g - ζ where the hat round the node g is not seen from afar."""
+        low, high = self._hats
+        return np.nonzero((high > low) & (np.abs(x) < 50 * (high - low)))
+
+    def _by_hats(self, far: np.ndarray, x: np.ndarray, near: tuple, primitive: Callable) -> np.ndarray:
+        """Means of a function of g - ζ over the hat round each node: as given, but where near from a second primitive.
+
+        The mean over a hat from l over g to r is twice the primitive's second divided difference.
+        """
+        node = near[1]
+        left, right = (self.g - self._hats[0])[node], (self._hats[1] - self.g)[node]
+        l, m, r = (primitive(y, _log_below(y)) for y in (x[near] - left, x[near], x[near] + right))
+        far[near] = 2 * ((l - m) / left + (r - m) / right) / (left + right)
+        return far
 
     def B(self, zeta: Float[np.ndarray, " Z"]) -> tuple[Float[np.ndarray, " Z"], Float[np.ndarray, " Z"]]:
         """B(ζ) = E[g / (g - ζ)] and E[(g / (g - ζ))²] at real ζ outside the support of g, each of shape (Z,)."""
@@ -487,6 +555,11 @@ def _range(g: np.ndarray) -> Interval:
 def _outer(t: np.ndarray) -> np.ndarray:
     """t tᵀ over the last axis."""
     return t[..., :, None] * t[..., None, :]
+
+
+def _log_below(x: np.ndarray) -> np.ndarray:
+    """Logarithm in the closed lower half plane, with argument -π on the negative axis."""
+    return np.log(np.abs(x)) - 1j * np.arctan2(np.abs(x.imag), x.real)
 
 
 def _cubic_shares(x: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
