@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -23,7 +24,15 @@ from jaxtyping import Complex, Float, Int, Shaped
 from numpy.typing import ArrayLike
 from scipy.linalg import solve_banded
 
-from common.liao_eigenspectra.glm import GLM, DiscreteResponse, Features, curvature
+from common.liao_eigenspectra.glm import (
+    GLM,
+    DiscreteResponse,
+    Features,
+    curvature,
+    finite_array,
+    finite_curvature,
+    whole_number,
+)
 
 #: A closed interval of the real axis.
 Interval = tuple[float, float]
@@ -111,13 +120,14 @@ class Law:
         Raises
         ------
         ValueError
-            If a value is not finite, or the probabilities do not fit it or do not add up to 1.
+            If a value is not finite, or the probabilities are not as many, negative, or do not add up to 1.
         """
-        g = np.atleast_1d(np.asarray(g, dtype=float))
-        q = np.full(len(g), 1 / len(g)) if q is None else np.asarray(q, dtype=float)
+        g = finite_array("g", np.atleast_1d(g), (None,))
+        q = np.full(len(g), 1 / len(g)) if q is None else finite_array("q", q, (len(g),))
         order = np.argsort(g)
-        if q.shape != g.shape or not np.isclose(q.sum(), 1) or (q < 0).any() or not np.isfinite(g).all():
-            raise ValueError("the law of g needs finite values, and as many probabilities, which add up to 1")
+        if not np.isclose(q.sum(), 1) or (q < 0).any():
+            raise ValueError(f"the probabilities q of g must not be negative and add up to 1, got {q.tolist()}")
+        q = q / q.sum()
         first, second = np.zeros((len(g), 0)), np.zeros((len(g), 0, 0))
         return cls(g[order], q[order], first, second, tuple((x, x) for x in np.unique(g).tolist()))
 
@@ -131,14 +141,21 @@ class Law:
             Samples, shapes (J,) and (J, k).
         bounded
             Whether g is bounded; the range of the samples is then taken for its support.
+
+        Raises
+        ------
+        ValueError
+            If a sample is not finite, or there are not as many of t as of g.
         """
+        g = finite_array("g", g, (None,))
+        t = np.reshape(t, (len(g), 0)) if np.shape(t) == (len(g), 0) else finite_array("t", t, (len(g), None))
         q = np.full(len(g), 1 / len(g))
         support = (float(g.min()), float(g.max())) if bounded else (-math.inf, math.inf)
         order = np.argsort(g)
         return cls(g[order], q, q[:, None] * t[order], q[:, None, None] * _outer(t[order]), (support,))
 
     @classmethod
-    def of(cls, glm: GLM, nodes: int = 4096) -> "Law":
+    def of(cls, glm: GLM, nodes: SupportsIndex = 4096) -> "Law":
         """Law of g for a G-GLM by Gauss-Legendre panels in the Gaussian directions; exact sums over a discrete y.
 
         Parameters
@@ -153,8 +170,10 @@ class Law:
         Raises
         ------
         ValueError
-            If g is not finite somewhere.
+            If g is not finite somewhere, or for a discrete response jumps at a place that is not among the kinks; or
+            if the nodes are fewer than 128.
         """
+        nodes = whole_number("nodes", nodes, least=128)
         predictions = _Predictions.of(glm)
         parts_of = _discrete_parts if isinstance(glm.response, DiscreteResponse) else _continuous_parts
         parts = parts_of(glm, predictions, nodes)
@@ -472,6 +491,8 @@ def _discrete_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Pa
     parts = []
     for y in glm.response.values:
         g = _finite_curvature(glm, np.full(len(grid.h), y), grid.h)
+        if predictions.has_first:
+            _refuse_jump(glm, y, (grid.h - predictions.mean_h) / predictions.sigma, g, grid.pieces, predictions)
         chance = grid.weight * glm.response.probability(y, torch.from_numpy(grid.eta)).numpy()
         q, first, second = (
             np.einsum("ab,ab...->a...", chance, x) for x in (np.ones(grid.eta.shape), grid.t, _outer(grid.t))
@@ -502,10 +523,29 @@ def _continuous_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_
 
 def _finite_curvature(glm: GLM, y: np.ndarray, h: np.ndarray) -> np.ndarray:
     """The curvatures of the loss, shape (n,); refused if they are not finite."""
-    g = curvature(glm.loss, torch.from_numpy(y), torch.from_numpy(h)).numpy()
-    if not np.isfinite(g).all():
-        raise ValueError(f"the curvature of the loss is not finite at h = {h[~np.isfinite(g)][0]:g}")
-    return g
+    return finite_curvature(glm.loss, torch.from_numpy(y), torch.from_numpy(h)).numpy()
+
+
+def _refuse_jump(glm: GLM, y: float, t: np.ndarray, g: np.ndarray, pieces: list[slice], x: _Predictions) -> None:
+    """Refuse a curvature that jumps between two kinks: halve the step in which it changes most."""
+    for piece in pieces:
+        if len(t[piece]) < 2 or np.ptp(g[piece]) == 0:
+            continue
+        k = piece.start + np.abs(np.diff(g[piece])).argmax()
+        (low, high), (left, right) = t[k : k + 2], g[k : k + 2]
+        step = abs(right - left)
+        for _ in range(30):
+            middle = (low + high) / 2
+            between = _finite_curvature(glm, np.full(1, y), np.full(1, x.mean_h + x.sigma * middle))[0]
+            if abs(between - left) > abs(right - between):
+                high, right = middle, between
+            else:
+                low, left = middle, between
+        if abs(right - left) > step / 4:
+            raise ValueError(
+                f"the curvature of the loss jumps from {left:g} to {right:g} at h = {x.mean_h + x.sigma * low:g} for "
+                f"y = {y:g}: name each such place in kinks"
+            )
 
 
 def _far_curvatures(glm: GLM, predictions: _Predictions) -> np.ndarray:
@@ -549,7 +589,7 @@ def merged(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
 
 
 def _range(g: np.ndarray) -> Interval:
-    return float(g.min()), float(g.max())
+    return float(g.min()) + 0.0, float(g.max()) + 0.0  # no zero is negative
 
 
 def _outer(t: np.ndarray) -> np.ndarray:

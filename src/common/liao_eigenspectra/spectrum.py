@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Complex, Float
@@ -44,7 +45,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import CubicHermiteSpline
 
 from common.hessian.convergence import ConvergenceError
-from common.liao_eigenspectra.glm import Features
+from common.liao_eigenspectra.glm import Features, finite_array, positive_number, whole_number
 from common.liao_eigenspectra.law import Interval, Law, merged
 
 _BISECTIONS = 60
@@ -103,7 +104,7 @@ class LimitingSpectrum:
     Raises
     ------
     ValueError
-        If c is not positive.
+        If c is not positive, or the spectrum is so large or small that its squares are no floating-point numbers.
 
     Examples
     --------
@@ -115,9 +116,10 @@ class LimitingSpectrum:
     """
 
     def __init__(self, law: Law, features: Features, c: float | int):
-        if not 0 < c < math.inf:
-            raise ValueError(f"the ratio c = p/n must be positive, got {c}")
-        self.law, self.features, self.c = law, features, float(c)
+        self.law, self.features, self.c = law, features, positive_number("the ratio c = p/n", c)
+        size = float(np.abs(law.g).max() * features.eigenvalues.max())
+        if size and not 1e-100 < size < 1e100:
+            raise ValueError(f"the curvatures times the eigenvalues of C go up to {size:.0e}: choose other units")
         order = np.argsort(features.eigenvalues)
         t = features.eigenvalues[order]
         group = np.cumsum(np.r_[False, t[1:] > t[:-1] * (1 + 1e-10)])  # the same up to rounding
@@ -125,7 +127,7 @@ class LimitingSpectrum:
         few = _apart(t, share, self.c)
         self.t, self.pi = t[~few], share[~few] / share[~few].sum()
         self.place, self.outlying = np.empty(features.p, dtype=int), np.empty(features.p, dtype=bool)
-        self.place[order] = np.abs(self.t - t[:, None]).argmin(axis=1)[group]
+        self.place[order] = np.searchsorted((self.t[1:] + self.t[:-1]) / 2, t)[group]
         self.outlying[order] = few[group]
 
     # Theorem 1 ............................................................................................
@@ -148,6 +150,8 @@ class LimitingSpectrum:
         z = np.asarray(z, dtype=complex)
         if not np.isfinite(z).all():
             raise ValueError("z must be finite")
+        if (z == 0).any() and self._full_at_zero:
+            raise ValueError("z must not be zero where P(g ≠ 0) is at most c: δ and m have a pole there")
         flat = np.where(z.imag < 0, z.conj(), z).ravel()
         size, coarse = self._scale, self.law.compressed(384)
         delta = -self.c * (self.pi @ self.t) / (flat + 4j * size)
@@ -241,13 +245,23 @@ class LimitingSpectrum:
         return sum(pi / (t * kappa - z) for t, pi in zip(self.t, self.pi, strict=True))
 
     def density(self, x: Points) -> Float[np.ndarray, "..."] | float:
-        """Density of the limiting spectrum at real x, without the mass at zero; same shape as x."""
-        return np.maximum(self.stieltjes_transform(np.asarray(x, dtype=float)).imag, 0) / math.pi
+        """Density of the limiting spectrum at real x, without the mass at zero; same shape as x; infinite at a pole."""
+        x = finite_array("x", x, np.shape(x)) if np.size(x) else np.asarray(x, dtype=float)
+        pole = (x == 0) & self._full_at_zero
+        m = self.stieltjes_transform(np.where(pole, self._scale, x))
+        at_pole = math.inf if any(low <= 0 <= high for low, high in self.support) and pole.any() else 0.0
+        return np.where(pole, at_pole, np.maximum(m.imag, 0) / math.pi)
+
+    @property
+    def _full_at_zero(self) -> bool:
+        """Whether P(g ≠ 0) ≤ c, so that δ(0) is infinite."""
+        return bool(self.law.q[self.law.g != 0].sum() <= self.c * (1 + 1e-12))
 
     @property
     def mass_at_zero(self) -> float:
         """Share of eigenvalues that are zero: max(0, 1 - P(g ≠ 0)/c), above zero for c < 1 too if g often is."""
-        return max(0.0, 1 - self.law.q[self.law.g != 0].sum() / self.c)
+        mass = 1 - self.law.q[self.law.g != 0].sum() / self.c
+        return float(mass) if mass > 1e-12 else 0.0
 
     # The real axis ........................................................................................
 
@@ -408,8 +422,8 @@ class LimitingSpectrum:
 
     @property
     def _below_zero(self) -> float:
-        """Share of negative eigenvalues if zero is inside a bulk; by Sylvester's law of inertia where δ(0) is infinite."""
-        if self.law.q[self.law.g != 0].sum() <= self.c * (1 + 1e-12):
+        """Share of negative eigenvalues, zero being in a bulk; by Sylvester's law of inertia where δ(0) is infinite."""
+        if self._full_at_zero:
             signs = self.law.smeared_phase(np.array([1e150j]))[0] * 2 / math.pi  # P(g > 0) - P(g < 0)
             return float((self.law.q[self.law.g != 0].sum() - signs) / 2 / self.c)
         return float(self._cumulated(np.zeros(1))[0][0])
@@ -471,11 +485,12 @@ class LimitingSpectrum:
             value = value + bulk.spline(bulk.coordinate(x)) - bulk.spline(bulk.ends[0])
         return value
 
-    def quantiles(self, count: int) -> Float[np.ndarray, " {count}"]:
+    def quantiles(self, count: SupportsIndex) -> Float[np.ndarray, " {count}"]:
         """Points that share out the spectrum into equal parts, half a part before the first, shape (count,).
 
         A mass at zero gives as many zeros as belong to it.
         """
+        count = whole_number("count", count)
         levels, points = (np.arange(count) + 0.5) / count, np.zeros(count)
         for bulk in self._bulks:
             inside = (bulk.spline(bulk.ends[0]) < levels) & (levels < bulk.spline(bulk.ends[1]))
@@ -492,7 +507,7 @@ class LimitingSpectrum:
 
         Eigenvalues below 1e-9 of the largest count as zero.
         """
-        values = np.sort(np.asarray(eigenvalues, dtype=float))
+        values = np.sort(finite_array("the eigenvalues", eigenvalues, (None,)))
         values[np.abs(values) < 1e-9 * np.abs(values).max()] = 0.0
         points, counts = np.unique(values, return_counts=True)
         after = np.cumsum(counts) / len(values)
@@ -502,6 +517,8 @@ class LimitingSpectrum:
 
 def _apart(t: Float[np.ndarray, " K"], share: Float[np.ndarray, " K"], c: float) -> Bool[np.ndarray, " K"]:
     """Which of the different eigenvalues of C, rising, are outlying; see the module's text."""
+    if (share > _FEW).all():
+        return np.zeros(len(t), dtype=bool)
     x = t[:-1, None] + np.diff(t)[:, None] * np.linspace(0, 1, 66)[1:-1]
     spread = sum(c * s * (u / (u - x)) ** 2 for u, s in zip(t, share, strict=True))
     group = np.cumsum(np.r_[False, (spread < 2).any(axis=1)])

@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Complex, Float
 
-from common.liao_eigenspectra.glm import GLM, Features
+from common.liao_eigenspectra.glm import GLM, Features, finite_array
 from common.liao_eigenspectra.law import Directions, Law, add_up, orthonormal_basis
 from common.liao_eigenspectra.spectrum import LimitingSpectrum, Opening, Points
 
@@ -97,7 +97,7 @@ class Eigenspectrum(LimitingSpectrum):
         named = {name: features.to_eigenbasis(v) for name, v in named.items()}
         C_named = {f"C {name}": features.eigenvalues * v for name, v in named.items() if name != "mean"}
         outliers = np.flatnonzero(self.outlying)
-        axes = np.eye(features.p)[outliers]
+        axes = (outliers[:, None] == np.arange(features.p)).astype(float)
         self._basis = orthonormal_basis([*named.values(), *C_named.values(), *axes])  # O, shape (p, r)
         self._named = {name: self._basis.T @ v for name, v in (named | C_named).items()}
         self._block = self._by_eigenvalue(self._basis, self._basis)
@@ -203,10 +203,17 @@ class Eigenspectrum(LimitingSpectrum):
         ----------
         eigenvalues
             Of a sample, shape (p,), some on each side of x.
+
+        Raises
+        ------
+        ValueError
+            If there are none on one side.
         """
-        eigenvalues = np.asarray(eigenvalues)
+        eigenvalues = finite_array("the eigenvalues", eigenvalues, (None,))
         spikes = [np.abs(eigenvalues - spike.eigenvalue).argmin() for spike in self.spikes]
         rest = np.delete(eigenvalues, spikes)
+        if not rest.size or not rest.min() < x < rest.max():
+            raise ValueError(f"the eigenvalues must have some below and some above x = {x:g}, spikes left out")
         return float(rest[rest > x].min() - rest[rest < x].max())
 
     # Theorem 4 ............................................................................................
@@ -217,6 +224,7 @@ class Eigenspectrum(LimitingSpectrum):
         """What aᵀ (H - z)⁻¹ b tends to, for fixed vectors a and b, shape (p,), by Theorem 4; same shape as z."""
         z = np.asarray(z, dtype=complex)
         flat = z.ravel()
+        a, b = (finite_array(name, v, (self.features.p,)) for name, v in (("a", a), ("b", b)))
         a, b = self.features.to_eigenbasis(a)[:, None], self.features.to_eigenbasis(b)[:, None]
         delta, kappa = self._solve(flat)
         ab, aO, Ob, S = (
