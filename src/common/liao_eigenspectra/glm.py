@@ -181,7 +181,9 @@ def curvature(loss: ElementwiseLoss, y: Float[Tensor, " n"], h: Float[Tensor, " 
                 return torch.zeros_like(h).detach()
             (second,) = torch.autograd.grad(slope.sum(), h, allow_unused=True, materialize_grads=True)
     except RuntimeError as error:
-        raise ValueError(f"the loss must be one that torch can differentiate twice in h: {error}") from error
+        raise ValueError(
+            f"the loss, of y and then h, must be one that torch can differentiate twice in h: {error}"
+        ) from error
     return second.detach()
 
 
@@ -191,6 +193,22 @@ def finite_curvature(loss: ElementwiseLoss, y: Float[Tensor, " n"], h: Float[Ten
     if not g.isfinite().all():
         raise ValueError(f"the curvature of the loss is not finite at h = {h[~g.isfinite()][0]:g}")
     return g
+
+
+def _check_loss(loss: ElementwiseLoss, y: Float[Tensor, " n"], h: Float[Tensor, " n"]) -> None:
+    """Refuse a loss that is not elementwise, or whose curvature its values deny at half of the places."""
+    value = _elementwise("the loss", loss, y, h)
+    g, denied = finite_curvature(loss, y, h), torch.ones_like(h, dtype=torch.bool)
+    for step in (0.05, 1e-3, 1e-5):  # one of them suits the loss
+        rounding = 10 * torch.finfo(value.dtype).eps / step**2
+        if rounding < 1e-2:
+            second = (loss(y, h + step) - 2 * value + loss(y, h - step)).detach() / step**2
+            denied &= ((second - g).abs() <= 0.01 * g.abs() + rounding * value.abs().max()).logical_not()
+    if denied.sum() > len(h) / 2:
+        raise ValueError(
+            f"the loss, of y and then h, must be one that torch can differentiate twice in h: its values deny the "
+            f"curvature {g[denied][0]:g} that torch has at h = {h[denied][0]:g}; is a part of it detached?"
+        )
 
 
 @dataclass(frozen=True)
@@ -431,8 +449,7 @@ class GLM(Features):
         )
         y = self.response.check(eta)
         for shift in range(2):  # each h with two of the responses
-            _elementwise("the loss", self.loss, y.roll(shift), h)
-            finite_curvature(self.loss, y.roll(shift), h)
+            _check_loss(self.loss, y.roll(shift), h)
 
     def weights(self, X: Float[Tensor, "n p"], generator: torch.Generator) -> Float[Tensor, " n"]:
         """The curvatures g_i of (6) at given features, with responses drawn for them, shape (n,).

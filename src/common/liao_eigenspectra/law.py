@@ -124,12 +124,11 @@ class Law:
         """
         g = finite_array("g", np.atleast_1d(g), (None,))
         q = np.full(len(g), 1 / len(g)) if q is None else finite_array("q", q, (len(g),))
-        order = np.argsort(g)
         if not np.isclose(q.sum(), 1) or (q < 0).any():
             raise ValueError(f"the probabilities q of g must not be negative and add up to 1, got {q.tolist()}")
-        q = q / q.sum()
-        first, second = np.zeros((len(g), 0)), np.zeros((len(g), 0, 0))
-        return cls(g[order], q[order], first, second, tuple((x, x) for x in np.unique(g).tolist()))
+        g, place = np.unique(g, return_inverse=True)
+        q = np.bincount(place, q) / q.sum()
+        return cls(g, q, np.zeros((len(g), 0)), np.zeros((len(g), 0, 0)), tuple((x, x) for x in g.tolist()))
 
     @classmethod
     def sampled(cls, g: Float[np.ndarray, " J"], t: Float[np.ndarray, "J k"], *, bounded: bool) -> "Law":
@@ -152,7 +151,7 @@ class Law:
         q = np.full(len(g), 1 / len(g))
         support = (float(g.min()), float(g.max())) if bounded else (-math.inf, math.inf)
         order = np.argsort(g)
-        return cls(g[order], q, q[:, None] * t[order], q[:, None, None] * _outer(t[order]), (support,))
+        return cls(g[order], q, q[:, None] * t[order], q[:, None, None] * _outer(t[order]), (support,))._distinct()
 
     @classmethod
     def of(cls, glm: GLM, nodes: SupportsIndex = 4096) -> "Law":
@@ -218,24 +217,28 @@ class Law:
     def _hat_weights(self) -> Float[np.ndarray, " J"]:
         """Weights of the hats with which E[f(g)] stays what it is for f quadratic round each node, linear at ends.
 
-        Where the weights of the nodes are too rough for that, as those of samples, E[f(g)] stays for constant f.
+        Where the weights of the nodes are too rough for that, as those of samples, E[f(g)] stays for constant f; where
+        some are negative, all are smoothed until none is.
         """
         shift, spread = self._hat_moments
         atom = self._hats[0] == self._hats[1]
         left, right = (np.where(atom, 1.0, x) for x in (self.g - self._hats[0], self._hats[1] - self.g))
         end = np.maximum(left, right) > 100 * np.minimum(left, right)
+        if (self.q < 0).any():  # few points a node, as far out in two directions
+            share, weights = np.where(atom | end, 0.0, 0.25), self.q
+            while (weights < 0).any() and share.any():
+                part = share * weights
+                weights = weights - 2 * part + np.r_[part[1:], 0.0] + np.r_[0.0, part[:-1]]
+            return weights
         before = np.where(end, np.maximum(-shift, 0) / left, (spread - right * shift) / (left * (left + right)))
         after = np.where(end, np.maximum(shift, 0) / right, (spread + left * shift) / (right * (left + right)))
         before[atom], after[atom] = 0.0, 0.0
-        weights = self.q
-        rough = np.full(len(weights), (weights < 0).any())
-        while not rough.all():
+        while True:
             weights = solve_banded((1, 1), [np.r_[0, before[1:]], 1 - before - after, np.r_[after[:-1], 0]], self.q)
             rough = (np.abs(weights - self.q) > self.q / 2) & (before + after != 0)
             if not rough.any():
-                break
+                return weights
             before[rough], after[rough] = 0.0, 0.0
-        return weights
 
     @property
     def _atoms(self) -> np.ndarray:
@@ -504,7 +507,8 @@ def _discrete_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Pa
 def _continuous_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Part]:
     """One part for each node of the noise: every pair of t₁ and t₂ gives a value of g."""
     both = predictions.has_first and predictions.has_second
-    count = 6 * math.isqrt(nodes) if both else nodes
+    few = 6 if glm.response.noise else 16  # for every node of g there is more than one point
+    count = few * math.isqrt(nodes) if both else nodes
     grid = _Grid.of(glm, predictions, first=count, second=count)
     y = glm.response.function(torch.from_numpy(grid.eta)).numpy()
     h = np.broadcast_to(grid.h[:, None], grid.eta.shape).flatten()
@@ -542,9 +546,10 @@ def _refuse_jump(glm: GLM, y: float, t: np.ndarray, g: np.ndarray, pieces: list[
             else:
                 low, left = middle, between
         if abs(right - left) > step / 4:
+            left, right, place = left + 0.0, right + 0.0, x.mean_h + x.sigma * low
             raise ValueError(
-                f"the curvature of the loss jumps from {left:g} to {right:g} at h = {x.mean_h + x.sigma * low:g} for "
-                f"y = {y:g}: name each such place in kinks"
+                f"the curvature of the loss jumps from {left:g} to {right:g} at h = {place:g} for y = {y:g}: name each "
+                f"such place in kinks"
             )
 
 

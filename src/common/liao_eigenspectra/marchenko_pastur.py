@@ -72,8 +72,8 @@ class MarchenkoPastur:
     def fitted(cls, H: LimitingSpectrum) -> "MarchenkoPastur":
         """The law of least Kolmogorov-Smirnov distance from a limiting spectrum, of the same c.
 
-        Nelder and Mead's search over a and log s, from four places round s = E[g], a = 0, or if E[g] is not positive
-        with s from E[g²].
+        Nelder and Mead's search over a and log s, from four places round s = E[g], a = 0; or where E[g] is not positive
+        round s = E[g²]^(1/2), a + s = E[g].
 
         Raises
         ------
@@ -83,13 +83,13 @@ class MarchenkoPastur:
         if not H.law.g.any():
             raise ValueError("the spectrum is zero: no Marčenko-Pastur law is nearest to it")
         points, mean = H.quantiles(_POINTS), H.law.q @ H.law.g
-        mean = mean if mean > 0 else np.sqrt(H.law.q @ H.law.g**2)
+        size = mean if mean > 0 else np.sqrt(H.law.q @ H.law.g**2)
         cdf = H.cdf(points)
 
         def distance(x: np.ndarray) -> float:
             return np.abs(_standard(H.c).cdf((points - x[0]) / np.exp(x[1])) - cdf).max()
 
-        starts = ([mean * shift, np.log(mean * scale)] for shift in (0.0, 0.2) for scale in (1.0, 0.7))
+        starts = ([mean - size + size * shift, np.log(size * scale)] for shift in (0.0, 0.2) for scale in (1.0, 0.7))
         found = (optimize.minimize(distance, start, method="Nelder-Mead") for start in starts)
         best = min(found, key=lambda result: result.fun)
         return cls(H.c, float(best.x[0]), float(np.exp(best.x[1])))

@@ -468,7 +468,7 @@ class LimitingSpectrum:
 
         By Gauss's rule between the points at which the distribution function is known.
         """
-        mass, (node, weight) = self.mass_at_zero, np.polynomial.legendre.leggauss(4)
+        mass, (node, weight) = self.mass_at_zero, np.polynomial.legendre.leggauss(3)
         for bulk in self._bulks:
             u, half = bulk.spline.x, np.diff(bulk.spline.x) / 2
             x, stretch = bulk.place((u[:-1, None] + half[:, None] * (1 + node)).ravel())

@@ -149,7 +149,7 @@ class Eigenspectrum(LimitingSpectrum):
         """Bisect wherever the number falls, into both halves if it falls in both."""
         if not self._basis.size or not opening.zeta.size:
             return []
-        zeta, spikes = opening.zeta, []
+        zeta, zeros = opening.zeta, []
         if self.mass_at_zero:  # so near to zero rounding decides the number; the eigenvalue there is that mass
             zeta = zeta[np.abs(self._real(zeta, opening.branch)[0]) > _NEAR_ZERO * self._scale]
         positive = self._positive(zeta, opening.branch)
@@ -159,14 +159,21 @@ class Eigenspectrum(LimitingSpectrum):
                 low, high, above, below = pending.pop()
                 middle = (low + high) / 2
                 if not low < middle < high or high - low <= 1e-12 * max(abs(low), abs(high)):
-                    spikes.append(self._spike(opening, middle, int(above - below)))
+                    zeros.append([middle, int(above - below)])
                     continue
                 between = self._positive(np.array([middle]), opening.branch)[0]
                 if between > below:
                     pending.append((middle, high, between, below))
                 if above > between:
                     pending.append((low, middle, above, between))
-        return sorted(spikes, key=lambda spike: spike.eigenvalue)
+        spikes = []
+        for place, multiplicity in sorted(zeros):
+            if spikes and place - spikes[-1][0] <= 1e-9 * abs(place):  # one, that rounding took apart
+                spikes[-1][1] += multiplicity
+            else:
+                spikes.append([place, multiplicity])
+        found = [self._spike(opening, place, multiplicity) for place, multiplicity in spikes]
+        return sorted(found, key=lambda spike: spike.eigenvalue)
 
     def _spike(self, opening: Opening, zeta: float, multiplicity: int) -> Spike:
         """The eigenvalue and eigenvectors at a zero of the determinant."""
