@@ -22,7 +22,7 @@ from common.liao_eigenspectra.law import Law
 from common.liao_eigenspectra.spectrum import LimitingSpectrum
 from common.liao_eigenspectra.spikes import Eigenspectrum
 
-FEW = settings(max_examples=40, deadline=None, derandomize=True)
+FEW = settings(max_examples=30, deadline=None, derandomize=True)
 UPPER = np.array([0.3 + 1e-6j, 1.0 + 0.01j, -0.5 + 0.1j, 5.0 + 1.0j])
 
 
@@ -109,7 +109,7 @@ def test_the_fixed_point_is_found_everywhere_in_the_upper_half_plane(g, t, c, x,
     assert abs(c * np.mean([s / (s * kappa - z[0]) for s in t]) - delta) <= 1e-8 * abs(delta) + 1e-14
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     g=st.lists(st.sampled_from([-2.0, -0.5, 0.3, 1.0, 2.5, 6.0]), min_size=1, max_size=3, unique=True),
     t=st.lists(st.sampled_from([0.2, 1.0, 4.0]), min_size=1, max_size=2, unique=True),
@@ -183,7 +183,7 @@ def test_a_cube_root_pole_at_zero():
 SIGNED = st.sampled_from([-1.0, 0.0, 1.0, 1.0])
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     signs=st.lists(SIGNED, min_size=1, max_size=4),
     sizes=st.lists(st.floats(-5, 1), min_size=4, max_size=4),
@@ -238,9 +238,7 @@ def test_every_eigenvalue_of_a_sample_is_near_the_support(g, t, c, seed):
 @pytest.mark.parametrize(
     ("loss", "response", "c"),
     [
-        (logistic_loss, LOGISTIC, 0.2),
         (logistic_loss, LOGISTIC, 1.0),
-        (exponential_loss, LOGISTIC, 0.2),
         (exponential_loss, LOGISTIC, 1.0),
         (exponential_loss, LOGISTIC, 3.0),
         (phase_retrieval_loss, PHASE_RETRIEVAL, 0.2),

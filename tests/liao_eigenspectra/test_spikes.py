@@ -202,7 +202,7 @@ def test_an_eigenvector_of_c_along_w_leaves_no_bulk_behind():
     assert values[-1] < high + 0.05 * (high - low)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     strength=st.floats(0.02, 30) | st.floats(-0.95, -0.02),
     c=st.floats(0.02, 0.9),
@@ -256,7 +256,7 @@ def test_outlying_eigenvalues_meet_simulation(model, c):
         assert abs(sample.mean() - spike.eigenvalue) < 4 * error + 12 / P * (abs(spike.eigenvalue) + high - low)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     strengths=st.lists(st.sampled_from([-0.9, 2.0, 5.0, 5.0, 12.0]), min_size=1, max_size=3),
     w=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
