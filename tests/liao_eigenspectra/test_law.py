@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from common.liao_eigenspectra.glm import (
@@ -141,17 +143,75 @@ def test_fewer_nodes_keep_the_moments():
             assert np.allclose(kept, exact, rtol=1e-7, atol=1e-7 * np.abs(exact).max())
 
 
+def squared_hinge(y, h):
+    return torch.relu(1 - y * h) ** 2 / 2
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Law.discrete([1.0, 2.0], [0.5, 0.6]), "add up to 1"),
-        (lambda: Law.discrete([1.0, math.inf]), "finite values"),
+        (lambda: Law.discrete([1.0, 2.0], [1.5, -0.5]), "must not be negative"),
+        (lambda: Law.discrete([1.0, 2.0], [1.0]), r"q must be 2 finite numbers, .* got shape \(1,\)"),
+        (lambda: Law.discrete([1.0, math.inf]), "g must be finite numbers, .*got inf"),
+        (lambda: Law.discrete([]), r"g must be finite numbers, .* got shape \(0,\)"),
+        (lambda: Law.discrete([[1.0, 2.0]]), r"g must be finite numbers, .* got shape \(1, 2\)"),
+        (lambda: Law.sampled(np.array([1.0, math.nan]), np.zeros((2, 1)), bounded=True), "g must be .*got nan"),
+        (lambda: Law.sampled(np.ones(2), np.zeros((3, 1)), bounded=True), r"t must be .* got shape \(3, 1\)"),
         (
-            lambda: Law.of(GLM(p=2, w=[1.0, 0.0], response=LOGISTIC, loss=lambda y, h: h.sqrt())),
+            lambda: Law.of(GLM(p=2, response=LOGISTIC, loss=logistic_loss), nodes=3),
+            "nodes must be a whole number from 128",
+        ),
+        (
+            lambda: Law.of(GLM(p=2, w=[1.0, 0.0], response=LOGISTIC, loss=lambda y, h: (h + 4).sqrt())),
             "curvature of the loss is not finite at h = -",
+        ),
+        (
+            lambda: Law.of(GLM(p=2, w=[1.0, 0.0], response=LOGISTIC, loss=squared_hinge)),
+            "the curvature of the loss jumps from 0 to 1 at h = -1 for y = -1: name each such place in kinks",
+        ),
+        (
+            lambda: Law.of(GLM(p=2, w=[1.0, 0.0], response=LOGISTIC, loss=squared_hinge, kinks=(-1.0,))),
+            "the curvature of the loss jumps from 1 to 0 at h = 1 for y = 1",
         ),
     ],
 )
 def test_bad_input_is_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refusal:
         make()
+    assert "\n" not in str(refusal.value)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    place=st.floats(-2.5, 2.5),
+    jump=st.floats(0.01, 10),
+    smooth=st.floats(0, 5),
+    mean=st.floats(-1, 1),
+    size=st.floats(0.3, 3),
+)
+def test_a_jump_of_the_curvature_is_found_wherever_it_is_and_only_there(place, jump, smooth, mean, size):
+    """A jump at h = place, 2.5 standard deviations of h from its mean at most, beside a smooth part."""
+    at = mean + place * size
+
+    def loss(y, h):
+        return smooth * torch.nn.functional.softplus(h) + jump * torch.relu(h - at) ** 2 / 2
+
+    models = {"p": 2, "w": [size, 0.0], "mean": [mean / size, 0.0], "response": LOGISTIC, "loss": loss}
+    law = Law.of(GLM(**models, kinks=(at,)))
+    exact = (
+        smooth
+        * quad(lambda t: np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi) / (2 + 2 * np.cosh(mean + size * t)), -10, 10)[0]
+    )
+    assert law.q @ law.g == pytest.approx(exact + jump * math.erfc(place / math.sqrt(2)) / 2, rel=1e-8)
+    with pytest.raises(ValueError, match="the curvature of the loss jumps from"):
+        Law.of(GLM(**models))
+
+
+def test_an_even_smear_of_the_nodes_has_the_phase_of_its_own_transform():
+    """Of κ and E[arg(1 + g δ)] of the smeared law, each is the other's derivative: d E[log(1 + g δ)] / dδ = κ."""
+    law = Law.of(GLM(p=2, w=[1.0, 0.0], response=LOGISTIC, loss=exponential_loss))
+    delta, step = np.array([-0.05 + 0.01j, 0.3 + 0.2j, -2.0 + 1e-3j]), 1e-4
+    slope = (law.smeared_phase(delta + step) - law.smeared_phase(delta - step)) / (2 * step)
+    assert np.allclose(slope, law.smeared_kappa(delta)[0].imag, rtol=1e-4, atol=1e-6)

@@ -42,3 +42,30 @@ def test_no_other_law_of_the_family_is_nearer_than_the_fitted():
         for shift, scale in [(0.02, 1), (-0.02, 1), (0, 1.02), (0, 0.98)]:
             other = MarchenkoPastur(C, law.shift + shift * law.scale, law.scale * scale)
             assert other.distance_from_limit(H) > least
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MarchenkoPastur(0.0, 0.0, 1.0), "c must be positive and finite, got 0.0"),
+        (lambda: MarchenkoPastur(C, 0.0, -1.0), "scale must be positive and finite, got -1.0"),
+        (lambda: MarchenkoPastur(C, math.nan, 1.0), "shift must be a finite number, got nan"),
+        (lambda: MarchenkoPastur.matched(np.ones(3), C), "the eigenvalues are all 1"),
+        (
+            lambda: MarchenkoPastur.fitted(LimitingSpectrum(Law.discrete([0.0]), Features(p=1), C)),
+            "the spectrum is zero",
+        ),
+    ],
+)
+def test_bad_input_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("g", [[-1.0], [-1.0, 1.0], [-2.0, 0.5]])
+def test_a_spectrum_of_mean_zero_or_below_has_a_nearest_law_too(g):
+    H = LimitingSpectrum(Law.discrete(g), Features(p=1), C)
+    law = MarchenkoPastur.fitted(H)
+    least = law.distance_from_limit(H)
+    for shift, scale in [(0.05, 1), (-0.05, 1), (0, 1.05), (0, 0.95)]:
+        assert MarchenkoPastur(C, law.shift + shift * law.scale, law.scale * scale).distance_from_limit(H) > least

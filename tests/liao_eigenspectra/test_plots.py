@@ -1,5 +1,7 @@
 """A panel of a spectrum draws what it is given."""
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -19,3 +21,26 @@ def test_histogram_density_and_marks_of_spikes():
     assert list(line.get_xdata()) == [3.0, 3.0]
     assert list(mark.get_xdata()) == [3.1]
     plt.close(fig)
+
+
+def test_a_spectrum_that_is_one_point_is_drawn():
+    fig, ax = plt.subplots()
+    spectrum_panel(ax, np.zeros(5), np.zeros(2), np.zeros(2))
+    assert ax.patches[0].get_xy()[:, 0].min() < 0 < ax.patches[0].get_xy()[:, 0].max()
+    plt.close(fig)
+
+
+@pytest.mark.parametrize(
+    ("values", "x", "density", "message"),
+    [
+        ([], [0.0, 1.0], [1.0, 1.0], r"the eigenvalues must be .* got shape \(0,\)"),
+        ([math.nan], [0.0, 1.0], [1.0, 1.0], "the eigenvalues must be .*got nan"),
+        ([1.0], [0.0, math.inf], [1.0, 1.0], "x must be .*got inf"),
+        ([1.0], [1.0, 0.0], [1.0, 1.0], "x must be in rising order"),
+        ([1.0], [0.0, 1.0], [1.0], r"one value of the density at each, got \(1,\)"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input_is_refused(values, x, density, message):
+    with pytest.raises(ValueError, match=message):
+        spectrum_panel(None, values, x, density)

@@ -6,11 +6,22 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from common import paths
-from common.liao_eigenspectra.glm import GLM, LOGISTIC, halves, logistic_loss, square_loss
+from common.liao_eigenspectra.glm import (
+    GLM,
+    LOGISTIC,
+    DiscreteResponse,
+    Features,
+    halves,
+    logistic_loss,
+    square_loss,
+)
 from common.liao_eigenspectra.law import Directions, Law
+from common.liao_eigenspectra.spectrum import LimitingSpectrum
 from common.liao_eigenspectra.spikes import Eigenspectrum
 
 LOGISTIC_MODEL = {"response": LOGISTIC, "loss": logistic_loss}
@@ -158,6 +169,138 @@ def test_no_direction_at_all():
     H = Eigenspectrum.of(GLM(p=5, **LOGISTIC_MODEL), 0.5)
     assert H.spikes == ()
     assert np.allclose(H.support, [((1 - math.sqrt(0.5)) ** 2 / 4, (1 + math.sqrt(0.5)) ** 2 / 4)])
+
+
+# Outlying eigenvalues of C --------------------------------------------------------------------------------------------
+
+P = 400
+U, V, W = np.linalg.qr(np.column_stack([halves(P), *np.random.default_rng(0).standard_normal((2, P))]))[0].T
+COIN = {"response": DiscreteResponse((-1.0, 1.0), lambda y, eta: 0.5 + 0 * eta), "loss": lambda y, h: y * h**2 / 2}
+
+
+def spiked(*strengths):
+    """I + Σ θ u uᵀ along U, V, ..."""
+    return np.eye(P) + sum(strength * np.outer(u, u) for strength, u in zip(strengths, (U, V, W), strict=False))
+
+
+def test_an_eigenvector_of_c_along_w_leaves_no_bulk_behind():
+    """C = I + 5 uuᵀ: alone it makes a spike, w along u takes it back into the bulk."""
+    p, c = 800, 0.1
+    u = halves(p)
+    C = np.eye(p) + 5 * np.outer(u, u)
+    alone = Eigenspectrum.of(GLM(p=p, covariance=C, **LOGISTIC_MODEL), c)
+    (spike,) = alone.spikes
+    assert spike.eigenvalue == pytest.approx((1 + 5) * (1 + c / 5) / 4, rel=1e-9)
+    assert len(alone.support) == 1
+    glm = GLM(p=p, w=2 * u, covariance=C, **LOGISTIC_MODEL)
+    H = Eigenspectrum.of(glm, c)
+    assert H.spikes == ()
+    ((low, high),) = H.support
+    (sample,) = glm.sample_hessians(8000, 1, torch.Generator().manual_seed(0))
+    values = np.linalg.eigvalsh(sample.numpy())
+    assert values[0] > low - 0.01 * (high - low)
+    assert values[-1] < high + 0.05 * (high - low)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    strength=st.floats(0.02, 30) | st.floats(-0.95, -0.02),
+    c=st.floats(0.02, 0.9),
+    multiplicity=st.integers(1, 3),
+    size=st.sampled_from([-1.0, 0.25, 3.0]),
+)
+def test_the_transition_of_an_outlying_eigenvalue(strength, c, multiplicity, size):
+    """t = 1 + θ makes a spike at t (1 + c/θ), times g, if θ² > c: Baik and Silverstein."""
+    if abs(strength**2 / c - 1) < 0.02:
+        return
+    t = np.ones(300)
+    t[100 : 100 + multiplicity] += strength
+    H = Eigenspectrum(Law.discrete([size]), Features(p=300, covariance=t), c)
+    if strength**2 > c:
+        (spike,) = H.spikes
+        assert spike.eigenvalue == pytest.approx(size * (1 + strength) * (1 + c / strength), rel=1e-9)
+        assert spike.multiplicity == multiplicity
+        assert spike.side == ("right" if size * strength > 0 else "left")
+    else:
+        assert H.spikes == ()
+    edges = sorted(size * (1 + sign * math.sqrt(c)) ** 2 for sign in (-1, 1))
+    assert np.allclose(np.ravel(H.support), edges, rtol=0.05 if strength**2 < c else 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("model", "c"),
+    [
+        ({"covariance": spiked(5.0), "w": 1.5 * U + 1.5 * V, **LOGISTIC_MODEL}, 0.1),
+        ({"covariance": spiked(5.0), "mean": 2 * U + V, "w": U - V, **LOGISTIC_MODEL}, 0.3),
+        ({"covariance": spiked(-0.95), "w": 2 * U + 2 * V, **LOGISTIC_MODEL}, 0.1),
+        ({"covariance": spiked(5.0, 9.0, -0.8), "w": 2 * U, "w_star": V, "mean": W, **LOGISTIC_MODEL}, 0.2),
+        ({"covariance": spiked(40.0), **COIN}, 0.3),
+        ({"covariance": spiked(9.0), "w": U, "mean": U, **LOGISTIC_MODEL}, 1.5),
+    ],
+)
+def test_outlying_eigenvalues_meet_simulation(model, c):
+    """However w, w* and μ lie to their eigenvectors: as many eigenvalues leave the bulk as predicted, and where."""
+    glm, n, runs = GLM(p=P, **model), round(P / c), 8
+    H, generator = Eigenspectrum.of(glm, P / n), torch.Generator().manual_seed(1)
+    assert len(H.support) == 1
+    ((low, high),) = H.support
+    values = np.array([np.linalg.eigvalsh(sample.numpy()) for sample in glm.sample_hessians(n, runs, generator)])
+    slack = 2 * P ** (-2 / 3) * (high - low)
+    left, right = ([s for s in H.spikes if s.side == side and s.gap > slack] for side in ("left", "right"))
+    if not H.mass_at_zero:
+        assert abs(np.median((values < low - slack).sum(axis=1)) - len(left)) == 0
+    assert abs(np.median((values > high + slack).sum(axis=1)) - len(right)) == 0
+    seen = [*values[:, : len(left)].T, *(values[:, values.shape[1] - len(right) :].T if right else [])]
+    for spike, sample in zip([*left, *right], seen, strict=True):
+        error = sample.std(ddof=1) / math.sqrt(runs)
+        assert abs(sample.mean() - spike.eigenvalue) < 4 * error + 12 / P * (abs(spike.eigenvalue) + high - low)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    strengths=st.lists(st.sampled_from([-0.9, 2.0, 5.0, 5.0, 12.0]), min_size=1, max_size=3),
+    w=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
+    mean=st.lists(st.sampled_from([-1.0, 0.0, 0.7]), min_size=3, max_size=3),
+    c=st.sampled_from([0.05, 0.2, 0.5]),
+)
+def test_spikes_are_the_roots_of_the_papers_determinant_with_the_whole_of_c(strengths, w, mean, c):
+    """Or, where an eigenvector of C has no part in μ and w, of κ t = z; the bulk is that of C without the outliers."""
+    basis = np.column_stack([U, V, W])
+    glm = GLM(p=P, w=basis @ w, mean=basis @ mean, covariance=spiked(*strengths), **LOGISTIC_MODEL)
+    law = Law.of(glm)
+    H = Eigenspectrum(law, glm, c)
+    assert np.allclose(H.support, LimitingSpectrum(law, Features(p=P), c).support, rtol=1e-9)
+    for spike in H.spikes:
+        G, _ = paper_G(H, glm, spike.eigenvalue)
+        values = np.linalg.svd(G)[1]
+        pole = np.abs(
+            law.kappa(H.delta(spike.eigenvalue).reshape(1))[0].real * (1 + np.array(strengths)) - spike.eigenvalue
+        )
+        assert min(values[-1] / values[0], pole.min() / abs(spike.eigenvalue)) < 1e-6
+
+
+def test_eigenvalues_equal_up_to_rounding_are_one():
+    """As those of a matrix are, which ``eigh`` gives apart from each other by a few units in the last place."""
+    H = Eigenspectrum.of(GLM(p=P, covariance=spiked(5.0), **LOGISTIC_MODEL), 0.1)
+    assert H.t == pytest.approx([1.0])
+    assert H.outlying.sum() == 1
+    many = Features(p=4, covariance=([1.0, 6.0], [0.75, 0.25]))
+    assert Eigenspectrum(Law.discrete([1.0]), many, 0.05).t.tolist() == [1, 6]  # a fourth is a share, not an outlier
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda H: H.resolvent(1j, np.ones(2), np.ones(P)), r"a must be 400 finite numbers, .* got shape \(2,\)"),
+        (lambda H: H.separation([1.0, 2.0], 5.0), "the eigenvalues must have some below and some above x = 5"),
+        (lambda H: H.separation([], 5.0), r"the eigenvalues must be .* got shape \(0,\)"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input_is_refused(make, message):
+    H = Eigenspectrum.of(GLM(p=P, w=U, **LOGISTIC_MODEL), 0.1)
+    with pytest.raises(ValueError, match=message):
+        make(H)
 
 
 # Theorem 4, and the rates of convergence ------------------------------------------------------------------------------

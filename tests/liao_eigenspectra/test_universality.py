@@ -36,3 +36,22 @@ def test_whitened_population():
     # Distances between members are Mahalanobis's.
     d, e = W[0] - W[1], X[0] - X[1]
     assert d @ d == pytest.approx(e @ np.linalg.solve(np.cov(X.T, bias=True), e))
+
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: student_t(-1.0, 3, 3, RNG), "degrees must be positive and finite, got -1.0"),
+        (lambda: student_t(3.0, 0, 3, RNG), "n must be a positive whole number, not 0"),
+        (lambda: random_signs(3, -1, RNG), "p must be a positive whole number, not -1"),
+        (lambda: whitened(np.ones((3, 2))), r"X of shape \(3, 2\) has a singular covariance"),
+        (lambda: whitened(RNG.standard_normal((3, 5))), r"X of shape \(3, 5\) has a singular covariance"),
+        (lambda: whitened(np.full((3, 2), np.nan)), "X must be finite numbers"),
+    ],
+)
+def test_bad_input_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

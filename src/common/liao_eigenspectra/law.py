@@ -12,18 +12,27 @@ times 1, t or t tᵀ; :class:`Law` holds nodes for g and takes these expectation
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import SupportsIndex
 
 import numpy as np
 import torch
 from jaxtyping import Complex, Float, Int, Shaped
 from numpy.typing import ArrayLike
-from scipy.special import wofz
+from scipy.linalg import solve_banded
 
-from common.liao_eigenspectra.glm import GLM, DiscreteResponse, Features, curvature
+from common.liao_eigenspectra.glm import (
+    GLM,
+    DiscreteResponse,
+    Features,
+    curvature,
+    finite_array,
+    finite_curvature,
+    whole_number,
+)
 
 #: A closed interval of the real axis.
 Interval = tuple[float, float]
@@ -111,15 +120,15 @@ class Law:
         Raises
         ------
         ValueError
-            If a value is not finite, or the probabilities do not fit it or do not add up to 1.
+            If a value is not finite, or the probabilities are not as many, negative, or do not add up to 1.
         """
-        g = np.atleast_1d(np.asarray(g, dtype=float))
-        q = np.full(len(g), 1 / len(g)) if q is None else np.asarray(q, dtype=float)
-        order = np.argsort(g)
-        if q.shape != g.shape or not np.isclose(q.sum(), 1) or (q < 0).any() or not np.isfinite(g).all():
-            raise ValueError("the law of g needs finite values, and as many probabilities, which add up to 1")
-        first, second = np.zeros((len(g), 0)), np.zeros((len(g), 0, 0))
-        return cls(g[order], q[order], first, second, tuple((x, x) for x in np.unique(g).tolist()))
+        g = finite_array("g", np.atleast_1d(g), (None,))
+        q = np.full(len(g), 1 / len(g)) if q is None else finite_array("q", q, (len(g),))
+        if not np.isclose(q.sum(), 1) or (q < 0).any():
+            raise ValueError(f"the probabilities q of g must not be negative and add up to 1, got {q.tolist()}")
+        g, place = np.unique(g, return_inverse=True)
+        q = np.bincount(place, q) / q.sum()
+        return cls(g, q, np.zeros((len(g), 0)), np.zeros((len(g), 0, 0)), tuple((x, x) for x in g.tolist()))
 
     @classmethod
     def sampled(cls, g: Float[np.ndarray, " J"], t: Float[np.ndarray, "J k"], *, bounded: bool) -> "Law":
@@ -131,14 +140,21 @@ class Law:
             Samples, shapes (J,) and (J, k).
         bounded
             Whether g is bounded; the range of the samples is then taken for its support.
+
+        Raises
+        ------
+        ValueError
+            If a sample is not finite, or there are not as many of t as of g.
         """
+        g = finite_array("g", g, (None,))
+        t = np.reshape(t, (len(g), 0)) if np.shape(t) == (len(g), 0) else finite_array("t", t, (len(g), None))
         q = np.full(len(g), 1 / len(g))
         support = (float(g.min()), float(g.max())) if bounded else (-math.inf, math.inf)
         order = np.argsort(g)
-        return cls(g[order], q, q[:, None] * t[order], q[:, None, None] * _outer(t[order]), (support,))
+        return cls(g[order], q, q[:, None] * t[order], q[:, None, None] * _outer(t[order]), (support,))._distinct()
 
     @classmethod
-    def of(cls, glm: GLM, nodes: int = 4096) -> "Law":
+    def of(cls, glm: GLM, nodes: SupportsIndex = 4096) -> "Law":
         """Law of g for a G-GLM by Gauss-Legendre panels in the Gaussian directions; exact sums over a discrete y.
 
         Parameters
@@ -153,8 +169,10 @@ class Law:
         Raises
         ------
         ValueError
-            If g is not finite somewhere.
+            If g is not finite somewhere, or for a discrete response jumps at a place that is not among the kinks; or
+            if the nodes are fewer than 128.
         """
+        nodes = whole_number("nodes", nodes, least=128)
         predictions = _Predictions.of(glm)
         parts_of = _discrete_parts if isinstance(glm.response, DiscreteResponse) else _continuous_parts
         parts = parts_of(glm, predictions, nodes)
@@ -183,9 +201,44 @@ class Law:
         return np.where(inner, np.diff(self.g), 0.0)
 
     @cached_property
-    def widths(self) -> Float[np.ndarray, " J"]:
-        """Distances of the nodes from their neighbours, zero for atoms."""
-        return np.where(self._atoms, 0.0, np.maximum(np.r_[0.0, self.spacing], np.r_[self.spacing, 0.0]))
+    def _hats(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the hat round each node begins and ends: at its neighbours; both at the node itself for an atom."""
+        left, right = np.r_[0.0, self.spacing], np.r_[self.spacing, 0.0]
+        left, right = np.maximum(left, 1e-3 * right), np.maximum(right, 1e-3 * left)
+        return self.g - np.where(self._atoms, 0, left), self.g + np.where(self._atoms, 0, right)
+
+    @cached_property
+    def _hat_moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of g' - g and of its square over the hat round each node g."""
+        left, right = self.g - self._hats[0], self._hats[1] - self.g
+        return (right - left) / 3, (left**2 + right**2 - left * right) / 6
+
+    @cached_property
+    def _hat_weights(self) -> Float[np.ndarray, " J"]:
+        """Weights of the hats with which E[f(g)] stays what it is for f quadratic round each node, linear at ends.
+
+        Where the weights of the nodes are too rough for that, as those of samples, E[f(g)] stays for constant f; where
+        some are negative, all are smoothed until none is.
+        """
+        shift, spread = self._hat_moments
+        atom = self._hats[0] == self._hats[1]
+        left, right = (np.where(atom, 1.0, x) for x in (self.g - self._hats[0], self._hats[1] - self.g))
+        end = np.maximum(left, right) > 100 * np.minimum(left, right)
+        if (self.q < 0).any():  # few points a node, as far out in two directions
+            share, weights = np.where(atom | end, 0.0, 0.25), self.q
+            while (weights < 0).any() and share.any():
+                part = share * weights
+                weights = weights - 2 * part + np.r_[part[1:], 0.0] + np.r_[0.0, part[:-1]]
+            return weights
+        before = np.where(end, np.maximum(-shift, 0) / left, (spread - right * shift) / (left * (left + right)))
+        after = np.where(end, np.maximum(shift, 0) / right, (spread + left * shift) / (right * (left + right)))
+        before[atom], after[atom] = 0.0, 0.0
+        while True:
+            weights = solve_banded((1, 1), [np.r_[0, before[1:]], 1 - before - after, np.r_[after[:-1], 0]], self.q)
+            rough = (np.abs(weights - self.q) > self.q / 2) & (before + after != 0)
+            if not rough.any():
+                return weights
+            before[rough], after[rough] = 0.0, 0.0
 
     @property
     def _atoms(self) -> np.ndarray:
@@ -246,20 +299,57 @@ class Law:
     def smeared_kappa(
         self, delta: Complex[np.ndarray, " Z"]
     ) -> tuple[Complex[np.ndarray, " Z"], Complex[np.ndarray, " Z"]]:
-        r"""The same as :meth:`kappa` with each node of g spread to a normal law as wide as the nodes lie apart.
+        r"""The same as :meth:`kappa` with the nodes of g, but for atoms, spread to a density linear between them.
 
-        It is :math:`\kappa = -\zeta - \zeta^2 s(\zeta)`, :math:`\zeta = -1/\delta`, with a Faddeeva function for the
-        Stieltjes transform s of a normal law.
+        It is :math:`\kappa = -\zeta - \zeta^2 s(\zeta)`, :math:`\zeta = -1/\delta`, with s the Stieltjes transform.
         """
-        width = math.sqrt(2) * np.maximum(self.widths, 1e-12 * np.abs(self.g).max())
         zeta = -1 / delta
         s, slope = np.empty_like(delta), np.empty_like(delta)
         for chunk in self._chunks(len(delta)):
-            u = (zeta[chunk, None] - self.g) / width
-            w = wofz(u)
-            s[chunk] = 1j * math.sqrt(math.pi) * (w @ (self.q / width))
-            slope[chunk] = 1j * math.sqrt(math.pi) * ((2j / math.sqrt(math.pi) - 2 * u * w) @ (self.q / width**2))
+            x = self.g - zeta[chunk, None]
+            near, inverse = self._near(x), 1 / x
+            shift, spread = self._hat_moments
+            far = inverse * (1 - inverse * (shift - inverse * spread))
+            s[chunk] = self._by_hats(far, x, near, lambda x, log: x * log) @ self._hat_weights
+            far = inverse**2 * (1 - inverse * (2 * shift - inverse * 3 * spread))
+            slope[chunk] = self._by_hats(far, x, near, lambda x, log: -log) @ self._hat_weights
         return -zeta - zeta**2 * s, zeta**2 * (-1 - 2 * zeta * s - zeta**2 * slope)
+
+    def phase(self, delta: Complex[np.ndarray, " Z"]) -> Float[np.ndarray, " Z"]:
+        """E[arg(1 + g δ)] for δ in the closed upper half plane, shape (Z,)."""
+        phase = np.empty(len(delta))
+        for chunk in self._chunks(len(delta)):
+            real, imaginary = delta.real[chunk, None], np.maximum(delta.imag[chunk, None], 0.0)
+            phase[chunk] = np.arctan2(self.g * imaginary, 1 + self.g * real) @ self.q
+        return phase
+
+    def smeared_phase(self, delta: Complex[np.ndarray, " Z"]) -> Float[np.ndarray, " Z"]:
+        """The same as :meth:`phase` with the nodes spread as in :meth:`smeared_kappa`."""
+        zeta = -1 / delta
+        phase = np.empty(len(delta))
+        for chunk in self._chunks(len(delta)):
+            x = self.g - zeta[chunk, None]
+            shift, spread = self._hat_moments
+            far = _log_below(x) + (shift - spread / x / 2) / x
+            logs = self._by_hats(far, x, self._near(x), lambda x, log: x**2 * (log / 2 - 0.75))
+            phase[chunk] = (logs.imag - _log_below(-zeta[chunk, None]).imag) @ self._hat_weights
+        return phase
+
+    def _near(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The places in a matrix of g - ζ where the hat round the node g is not seen from afar."""
+        low, high = self._hats
+        return np.nonzero((high > low) & (np.abs(x) < 50 * (high - low)))
+
+    def _by_hats(self, far: np.ndarray, x: np.ndarray, near: tuple, primitive: Callable) -> np.ndarray:
+        """Means of a function of g - ζ over the hat round each node: as given, but where near from a second primitive.
+
+        The mean over a hat from l over g to r is twice the primitive's second divided difference.
+        """
+        node = near[1]
+        left, right = (self.g - self._hats[0])[node], (self._hats[1] - self.g)[node]
+        l, m, r = (primitive(y, _log_below(y)) for y in (x[near] - left, x[near], x[near] + right))
+        far[near] = 2 * ((l - m) / left + (r - m) / right) / (left + right)
+        return far
 
     def B(self, zeta: Float[np.ndarray, " Z"]) -> tuple[Float[np.ndarray, " Z"], Float[np.ndarray, " Z"]]:
         """B(ζ) = E[g / (g - ζ)] and E[(g / (g - ζ))²] at real ζ outside the support of g, each of shape (Z,)."""
@@ -404,6 +494,8 @@ def _discrete_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Pa
     parts = []
     for y in glm.response.values:
         g = _finite_curvature(glm, np.full(len(grid.h), y), grid.h)
+        if predictions.has_first:
+            _refuse_jump(glm, y, (grid.h - predictions.mean_h) / predictions.sigma, g, grid.pieces, predictions)
         chance = grid.weight * glm.response.probability(y, torch.from_numpy(grid.eta)).numpy()
         q, first, second = (
             np.einsum("ab,ab...->a...", chance, x) for x in (np.ones(grid.eta.shape), grid.t, _outer(grid.t))
@@ -415,7 +507,8 @@ def _discrete_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Pa
 def _continuous_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Part]:
     """One part for each node of the noise: every pair of t₁ and t₂ gives a value of g."""
     both = predictions.has_first and predictions.has_second
-    count = 6 * math.isqrt(nodes) if both else nodes
+    few = 6 if glm.response.noise else 16  # for every node of g there is more than one point
+    count = few * math.isqrt(nodes) if both else nodes
     grid = _Grid.of(glm, predictions, first=count, second=count)
     y = glm.response.function(torch.from_numpy(grid.eta)).numpy()
     h = np.broadcast_to(grid.h[:, None], grid.eta.shape).flatten()
@@ -434,10 +527,30 @@ def _continuous_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_
 
 def _finite_curvature(glm: GLM, y: np.ndarray, h: np.ndarray) -> np.ndarray:
     """The curvatures of the loss, shape (n,); refused if they are not finite."""
-    g = curvature(glm.loss, torch.from_numpy(y), torch.from_numpy(h)).numpy()
-    if not np.isfinite(g).all():
-        raise ValueError(f"the curvature of the loss is not finite at h = {h[~np.isfinite(g)][0]:g}")
-    return g
+    return finite_curvature(glm.loss, torch.from_numpy(y), torch.from_numpy(h)).numpy()
+
+
+def _refuse_jump(glm: GLM, y: float, t: np.ndarray, g: np.ndarray, pieces: list[slice], x: _Predictions) -> None:
+    """Refuse a curvature that jumps between two kinks: halve the step in which it changes most."""
+    for piece in pieces:
+        if len(t[piece]) < 2 or np.ptp(g[piece]) == 0:
+            continue
+        k = piece.start + np.abs(np.diff(g[piece])).argmax()
+        (low, high), (left, right) = t[k : k + 2], g[k : k + 2]
+        step = abs(right - left)
+        for _ in range(30):
+            middle = (low + high) / 2
+            between = _finite_curvature(glm, np.full(1, y), np.full(1, x.mean_h + x.sigma * middle))[0]
+            if abs(between - left) > abs(right - between):
+                high, right = middle, between
+            else:
+                low, left = middle, between
+        if abs(right - left) > step / 4:
+            left, right, place = left + 0.0, right + 0.0, x.mean_h + x.sigma * low
+            raise ValueError(
+                f"the curvature of the loss jumps from {left:g} to {right:g} at h = {place:g} for y = {y:g}: name each "
+                f"such place in kinks"
+            )
 
 
 def _far_curvatures(glm: GLM, predictions: _Predictions) -> np.ndarray:
@@ -481,12 +594,17 @@ def merged(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
 
 
 def _range(g: np.ndarray) -> Interval:
-    return float(g.min()), float(g.max())
+    return float(g.min()) + 0.0, float(g.max()) + 0.0  # no zero is negative
 
 
 def _outer(t: np.ndarray) -> np.ndarray:
     """t tᵀ over the last axis."""
     return t[..., :, None] * t[..., None, :]
+
+
+def _log_below(x: np.ndarray) -> np.ndarray:
+    """Logarithm in the closed lower half plane, with argument -π on the negative axis."""
+    return np.log(np.abs(x)) - 1j * np.arctan2(np.abs(x.imag), x.real)
 
 
 def _cubic_shares(x: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

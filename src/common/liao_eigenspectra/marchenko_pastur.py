@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize
 
-from common.liao_eigenspectra.glm import Features
+from common.liao_eigenspectra.glm import Features, finite_array, positive_number
 from common.liao_eigenspectra.law import Law
 from common.liao_eigenspectra.spectrum import LimitingSpectrum
 
@@ -35,6 +35,11 @@ class MarchenkoPastur:
     shift, scale
         a and s > 0.
 
+    Raises
+    ------
+    ValueError
+        If c or s is not positive, or a not finite.
+
     Examples
     --------
     The law whose edges are the extreme eigenvalues of a sample:
@@ -48,9 +53,17 @@ class MarchenkoPastur:
     shift: float
     scale: float
 
+    def __post_init__(self):
+        for name in ("c", "scale"):
+            object.__setattr__(self, name, positive_number(name, getattr(self, name)))
+        finite_array("shift", self.shift, ())
+
     @classmethod
     def matched(cls, eigenvalues: Float[np.ndarray, " p"], c: float) -> "MarchenkoPastur":
-        """The law whose edges are the extreme eigenvalues of a sample, shape (p,)."""
+        """The law whose edges are the extreme eigenvalues of a sample, shape (p,), which must not all be equal."""
+        eigenvalues = finite_array("the eigenvalues", eigenvalues, (None,))
+        if np.ptp(eigenvalues) == 0:
+            raise ValueError(f"the eigenvalues are all {eigenvalues[0]:g}: no two edges can be matched to them")
         (low, high) = _standard(c).support[0]
         scale = (eigenvalues.max() - eigenvalues.min()) / (high - low)
         return cls(c, float(eigenvalues.min() - scale * low), float(scale))
@@ -59,15 +72,24 @@ class MarchenkoPastur:
     def fitted(cls, H: LimitingSpectrum) -> "MarchenkoPastur":
         """The law of least Kolmogorov-Smirnov distance from a limiting spectrum, of the same c.
 
-        Nelder and Mead's search over a and log s, from four places round s = E[g], a = 0.
+        Nelder and Mead's search over a and log s, from four places round s = E[g], a = 0; or where E[g] is not positive
+        round s = E[g²]^(1/2), a + s = E[g].
+
+        Raises
+        ------
+        ValueError
+            If g, and with it the spectrum, is zero.
         """
+        if not H.law.g.any():
+            raise ValueError("the spectrum is zero: no Marčenko-Pastur law is nearest to it")
         points, mean = H.quantiles(_POINTS), H.law.q @ H.law.g
+        size = mean if mean > 0 else np.sqrt(H.law.q @ H.law.g**2)
         cdf = H.cdf(points)
 
         def distance(x: np.ndarray) -> float:
             return np.abs(_standard(H.c).cdf((points - x[0]) / np.exp(x[1])) - cdf).max()
 
-        starts = ([mean * shift, np.log(mean * scale)] for shift in (0.0, 0.2) for scale in (1.0, 0.7))
+        starts = ([mean - size + size * shift, np.log(size * scale)] for shift in (0.0, 0.2) for scale in (1.0, 0.7))
         found = (optimize.minimize(distance, start, method="Nelder-Mead") for start in starts)
         best = min(found, key=lambda result: result.fun)
         return cls(H.c, float(best.x[0]), float(np.exp(best.x[1])))

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from common.liao_eigenspectra.glm import finite_array
 from common.notebook.plotting import COLORS
 
 #: The colour of what is sampled; theory is black everywhere.
@@ -29,9 +30,18 @@ def spectrum_panel(
         marked by a triangle, as its bar is one in p high.
     label
         Name of the density in the legend.
+
+    Raises
+    ------
+    ValueError
+        If the eigenvalues or x are none or not finite, x does not rise, or the density is of another shape.
     """
-    values, x = np.asarray(eigenvalues), np.asarray(x)
+    values, x = finite_array("the eigenvalues", eigenvalues, (None,)), finite_array("x", x, (None,))
+    if np.shape(density) != x.shape or (np.diff(x) < 0).any():
+        raise ValueError(f"x must be in rising order, with one value of the density at each, got {np.shape(density)}")
     low, high = min(values.min(), x[0]), max(values.max(), x[-1])
+    if low == high:  # a spectrum that is one point
+        low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, bins + 1)
     ax.hist(values, bins=edges, density=True, histtype="stepfilled", color=SAMPLE, label="sample")
     ax.plot(x, density, color=COLORS["theory"], lw=1, label=label, zorder=3)

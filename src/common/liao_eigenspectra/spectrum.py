@@ -10,30 +10,48 @@ that depends on the law :math:`\nu` of g, on the spectrum :math:`\tilde\nu` of C
 point there, whatever the sign of g. (The paper's footnote 6 asks for z m(z) < 0 on the real axis instead, which fails
 as soon as H is indefinite.)
 
+**Outlying eigenvalues of C.** The limit :math:`\tilde\nu` knows shares of the p eigenvalues, not single ones. Those
+that stand apart from all others and are together at most one in 25 (a bulk of their own would have at most a fifth of
+the width of the whole's) are taken to be of finite rank: no part of the law, they may make spikes. They stand apart
+where :math:`c \int t^2 / (t - x)^2\, \tilde\nu(dt)` falls below 2 between them and the rest; where it falls below 1 the
+covariance of the samples has a gap.
+
 **Real axis.** With :math:`\zeta = -1/\delta`, :math:`B(\zeta) = E[g / (g - \zeta)]` and
 :math:`T(x) = \int t / (t - x)\, \tilde\nu(dt)` the equation is :math:`B(\zeta) = c\,T(x)` at
 :math:`z = -\zeta x B(\zeta)`. A real z lies outside the support if and only if such a pair exists with
 :math:`\zeta \notin \mathrm{supp}\,\nu`, :math:`x \notin \mathrm{supp}\,\tilde\nu` and :math:`F'(\delta) < 1`: then
 dδ/dz > 0, so the solution continues into the upper half plane, where it is the only one. The edges of the support are
 the points where :math:`F' = 1`, that is dz/dδ = 0.
+
+**Distribution function.** The derivatives in δ and κ of
+
+.. math:: J(z) = \int \log(t \kappa - z)\, \tilde\nu(dt) + \frac1c \Big(E[\log(1 + g \delta)] - \delta \kappa\Big)
+
+vanish by (7), and that in z is -m(z): J is :math:`\int \log(\lambda - z)\, \mu(d\lambda)`, with every logarithm on its
+principal branch for Im z > 0. So :math:`\mu((-\infty, x]) = -\mathrm{Im}\, J(x + i0) / \pi` without an integral over
+x, to the second order of an error in δ.
 """
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Complex, Float
+from jaxtyping import Bool, Complex, Float
 from numpy.typing import ArrayLike
-from scipy.interpolate import PchipInterpolator
+from scipy.interpolate import CubicHermiteSpline
 
 from common.hessian.convergence import ConvergenceError
-from common.liao_eigenspectra.glm import Features
+from common.liao_eigenspectra.glm import Features, finite_array, positive_number, whole_number
 from common.liao_eigenspectra.law import Interval, Law, merged
 
 _BISECTIONS = 60
+_CLOSE = 1e-8  # to which a distribution function is known between two points
+_HALVINGS = 16
+_FEW = 1 / 25
 
 #: Points of the complex plane or of the real axis, in any shape; a single number too.
 Points = ArrayLike | complex | float | int
@@ -77,12 +95,16 @@ class LimitingSpectrum:
     Attributes
     ----------
     t, pi
-        The K different eigenvalues of C, rising, and their shares, each of shape (K,).
+        The K different eigenvalues of C, rising, and their shares, each of shape (K,), without the outlying ones.
+    outlying
+        Which of the p eigenvalues of C are of finite rank and no part of the limiting law, shape (p,).
+    place
+        Which of the K each of the p is, or is nearest to, shape (p,).
 
     Raises
     ------
     ValueError
-        If c is not positive.
+        If c is not positive, or the spectrum is so large or small that its squares are no floating-point numbers.
 
     Examples
     --------
@@ -94,11 +116,19 @@ class LimitingSpectrum:
     """
 
     def __init__(self, law: Law, features: Features, c: float | int):
-        if not 0 < c < math.inf:
-            raise ValueError(f"the ratio c = p/n must be positive, got {c}")
-        self.law, self.features, self.c = law, features, float(c)
-        self.t, counts = np.unique(features.eigenvalues, return_counts=True)
-        self.pi = counts / features.p
+        self.law, self.features, self.c = law, features, positive_number("the ratio c = p/n", c)
+        size = float(np.abs(law.g).max() * features.eigenvalues.max())
+        if size and not 1e-100 < size < 1e100:
+            raise ValueError(f"the curvatures times the eigenvalues of C go up to {size:.0e}: choose other units")
+        order = np.argsort(features.eigenvalues)
+        t = features.eigenvalues[order]
+        group = np.cumsum(np.r_[False, t[1:] > t[:-1] * (1 + 1e-10)])  # the same up to rounding
+        t, share = np.bincount(group, t) / np.bincount(group), np.bincount(group) / features.p
+        few = _apart(t, share, self.c)
+        self.t, self.pi = t[~few], share[~few] / share[~few].sum()
+        self.place, self.outlying = np.empty(features.p, dtype=int), np.empty(features.p, dtype=bool)
+        self.place[order] = np.searchsorted((self.t[1:] + self.t[:-1]) / 2, t)[group]
+        self.outlying[order] = few[group]
 
     # Theorem 1 ............................................................................................
 
@@ -120,6 +150,8 @@ class LimitingSpectrum:
         z = np.asarray(z, dtype=complex)
         if not np.isfinite(z).all():
             raise ValueError("z must be finite")
+        if (z == 0).any() and self._full_at_zero:
+            raise ValueError("z must not be zero where P(g ≠ 0) is at most c: δ and m have a pole there")
         flat = np.where(z.imag < 0, z.conj(), z).ravel()
         size, coarse = self._scale, self.law.compressed(384)
         delta = -self.c * (self.pi @ self.t) / (flat + 4j * size)
@@ -130,29 +162,42 @@ class LimitingSpectrum:
         delta = self._iterate(self.law.kappa, lifted, delta, tolerance=1e-3, steps=20)[0]
         residual, kappa = np.empty(len(flat)), np.empty_like(flat)
         smeared = self._unresolved(delta)
-        exact = (~smeared, self.law.kappa, 1e-13)
-        for which, kappa_of, tolerance in (exact, (smeared, self.law.smeared_kappa, 1e-9)):
+        for which, kappa_of in ((~smeared, self.law.kappa), (smeared, self.law.smeared_kappa)):
             if which.any():
-                start = delta[which]
-                delta[which], residual[which] = self._iterate(kappa_of, flat[which], start, tolerance, steps=200)
-                kappa[which] = kappa_of(delta[which])[0]
+                solved, off = self._iterate(kappa_of, flat[which], delta[which], tolerance=1e-13, steps=200)
+                hard = off > 1e-8
+                if hard.any():
+                    solved[hard], off[hard] = self._descend(kappa_of, flat[which][hard], solved[hard])
+                delta[which], residual[which], kappa[which] = solved, off, kappa_of(solved)[0]
         if residual.size and not residual.max() <= 1e-8:
             worst = int(residual.argmax())
             raise ConvergenceError(f"no solution for δ at z = {flat[worst]:g}: relative residual {residual[worst]:.1e}")
         return tuple(np.where(z.imag < 0, x.conj().reshape(z.shape), x.reshape(z.shape)) for x in (delta, kappa))
+
+    def _descend(self, kappa_of: _Kappa, z: np.ndarray, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Solve at z after continuation in small steps, as where the spectrum is of very different sizes."""
+        for height in self._scale * 2.0 ** np.arange(2, -60, -1):
+            lifted = z.real + 1j * np.maximum(z.imag, height)
+            delta = np.where(delta.imag > 0, delta, delta.real + 1j * self._floor(lifted))
+            delta = self._iterate(kappa_of, lifted, delta, tolerance=1e-6, steps=60)[0]
+        return self._iterate(kappa_of, z, delta, tolerance=1e-13, steps=400)
+
+    def _floor(self, z: np.ndarray) -> np.ndarray:
+        """A hundredth of the usual size of δ at z; δ itself may pass through zero between two bulks."""
+        return 0.01 * self.c * (self.pi @ self.t) / (self._scale + np.abs(z))
 
     @property
     def _scale(self) -> float:
         """Size of the spectrum: about the root of its second moment."""
         t2 = self.pi @ self.t**2
         second = (self.law.q @ self.law.g) ** 2 * t2 + self.c * (self.law.q @ self.law.g**2) * (self.pi @ self.t) ** 2
-        return math.sqrt(max(second, 1e-300))
+        return math.sqrt(second) or 1.0
 
     def _unresolved(self, delta: np.ndarray) -> np.ndarray:
-        """Whether -1/δ is nearer to the real axis than twice the distance of the nodes of g there."""
+        """Whether -1/δ is nearer to the real axis than three times the distance of the nodes of g there."""
         zeta = -1 / delta
         spacing = np.concatenate([[0.0], self.law.spacing, [0.0]])
-        return zeta.imag < 2 * spacing[np.searchsorted(self.law.g, zeta.real)]
+        return zeta.imag < 3 * spacing[np.searchsorted(self.law.g, zeta.real)]
 
     def _map(self, kappa_of: _Kappa, z: np.ndarray, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """F(δ) and F'(δ) at z."""
@@ -169,12 +214,14 @@ class LimitingSpectrum:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Solve δ = F(δ) at every z in the closed upper half plane; returns δ and the relative residuals."""
         delta, residual, best = start.copy(), np.full(len(z), np.inf), start.copy()
-        floor = 0.01 * self.c * (self.pi @ self.t) / self._scale  # δ may pass through zero between two bulks
+        floor = self._floor(z)
         active, damped = np.arange(len(z)), np.zeros(len(z), dtype=int)
         for _ in range(steps):
             now = delta[active]
             value, derivative = self._map(kappa_of, z[active], now)
-            size = np.abs(value - now) / np.maximum(np.abs(now), floor)
+            size = np.abs(value - now) / np.maximum(np.abs(now), floor[active])
+            wrong = (size < 1e-10) & (np.abs(derivative) > 1 + 1e-5)  # a solution, but not from above the real axis
+            size[wrong] = np.inf
             improved = size < residual[active]
             residual[active] = np.where(improved, size, residual[active])
             best[active] = np.where(improved, now, best[active])
@@ -184,11 +231,12 @@ class LimitingSpectrum:
             fine = np.isfinite(newton) & ((newton.imag > 0) | on_axis) & (improved | (damped[active] > 0))
             # After a step of Newton's that failed, a few damped steps of the map itself, from above the axis.
             damped[active] = np.where(fine, np.maximum(damped[active] - 1, 0), 5)
-            lifted = (now + value) / 2 + np.where(on_axis & (now.imag <= 0), 1e-3j * np.abs(now), 0)
+            lifted = (now + value) / 2 + np.where(on_axis & ((now.imag <= 0) | wrong), 1e-3j * np.abs(now), 0)
             delta[active] = np.where(fine & (damped[active] == 0), newton, lifted)
             active = active[residual[active] > tolerance]
             if not active.size:
                 break
+        residual[np.abs(self._map(kappa_of, z, best)[1]) > 1 + 1e-5] = np.inf
         return best, residual
 
     def stieltjes_transform(self, z: Points) -> Complex[np.ndarray, "..."] | complex:
@@ -197,13 +245,23 @@ class LimitingSpectrum:
         return sum(pi / (t * kappa - z) for t, pi in zip(self.t, self.pi, strict=True))
 
     def density(self, x: Points) -> Float[np.ndarray, "..."] | float:
-        """Density of the limiting spectrum at real x, without the mass at zero; same shape as x."""
-        return np.maximum(self.stieltjes_transform(np.asarray(x, dtype=float)).imag, 0) / math.pi
+        """Density of the limiting spectrum at real x, without the mass at zero; same shape as x; infinite at a pole."""
+        x = finite_array("x", x, np.shape(x)) if np.size(x) else np.asarray(x, dtype=float)
+        pole = (x == 0) & self._full_at_zero
+        m = self.stieltjes_transform(np.where(pole, self._scale, x))
+        at_pole = math.inf if any(low <= 0 <= high for low, high in self.support) and pole.any() else 0.0
+        return np.where(pole, at_pole, np.maximum(m.imag, 0) / math.pi)
+
+    @property
+    def _full_at_zero(self) -> bool:
+        """Whether P(g ≠ 0) ≤ c, so that δ(0) is infinite."""
+        return bool(self.law.q[self.law.g != 0].sum() <= self.c * (1 + 1e-12))
 
     @property
     def mass_at_zero(self) -> float:
         """Share of eigenvalues that are zero: max(0, 1 - P(g ≠ 0)/c), above zero for c < 1 too if g often is."""
-        return max(0.0, 1 - self.law.q[self.law.g != 0].sum() / self.c)
+        mass = 1 - self.law.q[self.law.g != 0].sum() / self.c
+        return float(mass) if mass > 1e-12 else 0.0
 
     # The real axis ........................................................................................
 
@@ -232,6 +290,7 @@ class LimitingSpectrum:
     def _real(self, zeta: np.ndarray, branch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """z, κ and F' at real ζ outside the support of g."""
         B, squares = self.law.B(zeta)
+        B = np.where(B == 0, 1e-150, B)
         x = self._branch(B / self.c, branch)
         T2 = (self.pi * (self.t / (self.t - x[:, None])) ** 2).sum(axis=1)
         return -zeta * x * B, -zeta * B, self.c * squares / B**2 * T2
@@ -254,6 +313,9 @@ class LimitingSpectrum:
     @cached_property
     def openings(self) -> tuple[Opening, ...]:
         """All open intervals outside the support, z rising; see the module's text."""
+        if not self.law.g.any():
+            nothing = np.empty(0)
+            return Opening(-math.inf, 0.0, nothing, 0), Opening(0.0, math.inf, nothing, 0)
         openings = []
         for piece in self._pieces():
             zeta = self._grade(*piece)
@@ -320,27 +382,77 @@ class LimitingSpectrum:
 
     # The distribution function .............................................................................
 
+    def _cumulated(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distribution function -Im J / π and the density at real x where neither jumps, each of shape (Z,)."""
+        delta, kappa = self._solve(x)
+        phase, smeared = self.law.phase(delta), self._unresolved(delta)
+        if smeared.any():
+            phase[smeared] = self.law.smeared_phase(delta[smeared])
+        value, m = (phase - (delta * kappa).imag) / self.c, np.zeros_like(delta)
+        for t, pi in zip(self.t, self.pi, strict=True):
+            value -= pi * np.arctan2(np.abs(t * kappa.imag), t * kappa.real - x)
+            m += pi / (t * kappa - x)
+        return -value / math.pi, np.maximum(m.imag, 0) / math.pi
+
+    def _between(self, opening: Opening) -> float:
+        """The distribution function in an opening, where δ is real and every phase 0 or ±π."""
+        zeta = opening.zeta[len(opening.zeta) // 2 : len(opening.zeta) // 2 + 1]
+        z, kappa, _ = self._real(zeta, opening.branch)
+        passed = (zeta - self.law.g) / zeta < 0
+        return float(self.pi @ (self.t * kappa < z) - self.law.q @ (np.sign(self.law.g) * passed) / self.c)
+
     @cached_property
-    def _distribution(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Points and cumulated masses of every bulk."""
-        points, masses = [], []
-        # With a mass at zero the density may have a pole there.
-        for low, high in _cut_at_zero(self.support) if self.mass_at_zero else self.support:
-            # Substitutions after which the density is smooth at the edges, and the midpoint rule in the new variable.
-            if math.isfinite(low) and math.isfinite(high):
-                u, middle, half = np.linspace(0, math.pi, 1025), (low + high) / 2, (high - low) / 2
-                centres = (u[1:] + u[:-1]) / 2
-                x, x_centres, slope = middle - half * np.cos(u), middle - half * np.cos(centres), half * np.sin(centres)
+    def _bulks(self) -> tuple["_Bulk", ...]:
+        """The distribution function over every bulk, cut at zero, where the density may have a pole."""
+        if not self.support:
+            return ()
+        ends = [(-math.inf, 0.0), *((x, F) for o in self.openings for F in [self._between(o)] for x in (o.low, o.high))]
+        ends += [(math.inf, 1.0)]
+        bulks = []
+        for (low, below), (high, above) in zip(ends[::2], ends[1::2], strict=True):
+            if low >= high:
+                continue
+            if low < 0 < high:
+                under = self._below_zero
+                bulks.append(self._bulk(low, 0.0, below, under))
+                bulks.append(self._bulk(0.0, high, under + self.mass_at_zero, above))
             else:
-                scale, reach = self._scale, self._reach
-                ends = (low if math.isfinite(low) else -reach, high if math.isfinite(high) else reach)
-                u = np.linspace(*(math.asinh(end / scale) for end in ends), 2049)
-                centres = (u[1:] + u[:-1]) / 2
-                x, x_centres, slope = scale * np.sinh(u), scale * np.sinh(centres), scale * np.cosh(centres)
-            parts = self.density(x_centres) * slope * np.diff(u)
-            points.append(x)
-            masses.append(np.concatenate([[0.0], np.cumsum(parts)]))
-        return points, masses
+                bulks.append(self._bulk(low, high, below, above))
+        return tuple(bulks)
+
+    @property
+    def _below_zero(self) -> float:
+        """Share of negative eigenvalues, zero being in a bulk; by Sylvester's law of inertia where δ(0) is infinite."""
+        if self._full_at_zero:
+            signs = self.law.smeared_phase(np.array([1e150j]))[0] * 2 / math.pi  # P(g > 0) - P(g < 0)
+            return float((self.law.q[self.law.g != 0].sum() - signs) / 2 / self.c)
+        return float(self._cumulated(np.zeros(1))[0][0])
+
+    def _bulk(self, low: float, high: float, below: float, above: float) -> "_Bulk":
+        """The distribution function from ``below`` to ``above``, in cells halved until a halving changes nothing."""
+        bulk = _Bulk(low, high, self._scale, self._reach)
+        u = np.linspace(*bulk.ends, 65)
+        pending = u[:-1]
+        F, slope = self._along(bulk, u[1:-1])
+        F, slope = np.r_[below, F, above], np.r_[0.0, slope, 0.0]
+        for _ in range(_HALVINGS):
+            bulk = bulk.through(u, F, slope)
+            cell = np.searchsorted(u, pending)
+            middle = (u[cell] + u[cell + 1]) / 2
+            more_F, more_slope = self._along(bulk, middle)
+            wrong = np.abs(bulk.spline(middle) - more_F) > _CLOSE
+            pending = np.concatenate([u[cell][wrong], middle[wrong]])
+            order = np.argsort(np.concatenate([u, middle]))
+            u, F, slope = (np.concatenate(x)[order] for x in ((u, middle), (F, more_F), (slope, more_slope)))
+            if not pending.size:
+                break
+        return bulk.through(u, F, slope)
+
+    def _along(self, bulk: "_Bulk", u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distribution function and its slope in u."""
+        x, stretch = bulk.place(u)
+        F, density = self._cumulated(x)
+        return F, density * stretch
 
     @property
     def _reach(self) -> float:
@@ -352,38 +464,111 @@ class LimitingSpectrum:
 
     @property
     def total_mass(self) -> float:
-        """Integral of the density plus the mass at zero: 1 up to the error of the numbers here."""
-        return self.mass_at_zero + sum(float(m[-1]) for m in self._distribution[1])
+        """Integral of the density plus the mass at zero: 1 up to the error of the numbers here.
+
+        By Gauss's rule between the points at which the distribution function is known.
+        """
+        mass, (node, weight) = self.mass_at_zero, np.polynomial.legendre.leggauss(3)
+        for bulk in self._bulks:
+            u, half = bulk.spline.x, np.diff(bulk.spline.x) / 2
+            x, stretch = bulk.place((u[:-1, None] + half[:, None] * (1 + node)).ravel())
+            mass += float((self.density(x) * stretch) @ np.outer(half, weight).ravel())
+        return mass
 
     def cdf(self, x: Points) -> Float[np.ndarray, "..."] | float:
         """Distribution function of the limiting spectrum, same shape as x."""
         x = np.asarray(x, dtype=float)
+        if np.isnan(x).any():
+            raise ValueError("x must not be NaN")
         value = self.mass_at_zero * (x >= 0)
-        for points, masses in zip(*self._distribution, strict=True):
-            value = value + PchipInterpolator(points, masses)(np.clip(x, points[0], points[-1]))
-        return value / self.total_mass
+        for bulk in self._bulks:
+            value = value + bulk.spline(bulk.coordinate(x)) - bulk.spline(bulk.ends[0])
+        return value
 
-    def quantiles(self, count: int) -> Float[np.ndarray, " {count}"]:
+    def quantiles(self, count: SupportsIndex) -> Float[np.ndarray, " {count}"]:
         """Points that share out the spectrum into equal parts, half a part before the first, shape (count,).
 
         A mass at zero gives as many zeros as belong to it.
         """
-        zero = 1e-12 * self._scale  # the distribution function jumps between -zero and 0
-        grid = np.unique(np.concatenate([*self._distribution[0], [-zero, 0.0]]))
-        points = np.interp((np.arange(count) + 0.5) / count, np.maximum.accumulate(self.cdf(grid)), grid)
-        return np.where(np.abs(points) <= zero, 0.0, points) if self.mass_at_zero else points
+        count = whole_number("count", count)
+        levels, points = (np.arange(count) + 0.5) / count, np.zeros(count)
+        for bulk in self._bulks:
+            inside = (bulk.spline(bulk.ends[0]) < levels) & (levels < bulk.spline(bulk.ends[1]))
+            low, high = (np.full(inside.sum(), end) for end in bulk.ends)
+            for _ in range(_BISECTIONS):
+                middle = (low + high) / 2
+                under = bulk.spline(middle) < levels[inside]
+                low, high = np.where(under, middle, low), np.where(under, high, middle)
+            points[inside] = bulk.place((low + high) / 2)[0]
+        return points
 
     def distance(self, eigenvalues: Float[np.ndarray, " p"]) -> float:
         """Kolmogorov-Smirnov distance of a sample of eigenvalues, shape (p,), in any order, from the limiting law.
 
         Eigenvalues below 1e-9 of the largest count as zero.
         """
-        values = np.sort(np.asarray(eigenvalues, dtype=float))
+        values = np.sort(finite_array("the eigenvalues", eigenvalues, (None,)))
         values[np.abs(values) < 1e-9 * np.abs(values).max()] = 0.0
         points, counts = np.unique(values, return_counts=True)
         after = np.cumsum(counts) / len(values)
-        above, atom = self.cdf(points), self.mass_at_zero / self.total_mass * (points == 0)
+        above, atom = self.cdf(points), self.mass_at_zero * (points == 0)
         return float(max(np.abs(after - above).max(), np.abs(after - counts / len(values) - (above - atom)).max()))
+
+
+def _apart(t: Float[np.ndarray, " K"], share: Float[np.ndarray, " K"], c: float) -> Bool[np.ndarray, " K"]:
+    """Which of the different eigenvalues of C, rising, are outlying; see the module's text."""
+    if (share > _FEW).all():
+        return np.zeros(len(t), dtype=bool)
+    x = t[:-1, None] + np.diff(t)[:, None] * np.linspace(0, 1, 66)[1:-1]
+    spread = sum(c * s * (u / (u - x)) ** 2 for u, s in zip(t, share, strict=True))
+    group = np.cumsum(np.r_[False, (spread < 2).any(axis=1)])
+    shares = np.bincount(group, share)
+    few = shares <= _FEW
+    return few[group] & (shares[few].sum() <= _FEW)
+
+
+@dataclass(frozen=True, eq=False)
+class _Bulk:
+    """The distribution function F over a bulk, a cubic spline in a coordinate u in which it is smooth at the ends."""
+
+    low: float
+    high: float  # one of the two may be infinite
+    scale: float
+    reach: float
+    spline: CubicHermiteSpline | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        far = math.asinh(math.sqrt(self.reach / self.scale))
+        return (0.0, far) if math.isinf(self.high) else (-far, 0.0) if math.isinf(self.low) else (0.0, math.pi)
+
+    def place(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """X and dx/du."""
+        if math.isinf(self.high) or math.isinf(self.low):
+            x = self.scale * np.sinh(u) ** 2
+            stretch = self.scale * np.abs(np.sinh(2 * u))
+            return (self.low + x if math.isinf(self.high) else self.high - x), stretch
+        span, sine, cosine = self.high - self.low, np.sin(u / 2), np.cos(u / 2)
+        x = np.where(u < math.pi / 2, self.low + span * sine**2, self.high - span * cosine**2)
+        return x, span * sine * cosine
+
+    def coordinate(self, x: np.ndarray) -> np.ndarray | float:
+        """The u of x, and the nearer end for any x beyond an end."""
+        under, over = np.maximum(x - self.low, 0), np.maximum(self.high - x, 0)
+        if math.isinf(self.high):
+            return np.minimum(np.arcsinh(np.sqrt(under / self.scale)), self.ends[1])
+        if math.isinf(self.low):
+            return np.maximum(-np.arcsinh(np.sqrt(over / self.scale)), self.ends[0])
+        return 2 * np.arctan2(np.sqrt(under), np.sqrt(over))
+
+    def through(self, u: np.ndarray, F: np.ndarray, slope: np.ndarray) -> "_Bulk":
+        """The same with a spline through points of F, which rises: slopes of at most three secants keep it so."""
+        F = np.maximum.accumulate(F)
+        secant = np.diff(F) / np.diff(u)
+        slope = slope.copy()
+        slope[[0, -1]] = np.maximum(2 * secant[[0, -1]] - slope[[1, -2]], 0)
+        slope = np.minimum(slope, 3 * np.minimum(np.r_[secant, np.inf], np.r_[np.inf, secant]))
+        return replace(self, spline=CubicHermiteSpline(u, F, slope))
 
 
 def _cut_at_zero(intervals: Iterable[Interval]) -> list[Interval]:

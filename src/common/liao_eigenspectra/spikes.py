@@ -14,6 +14,11 @@ of :math:`M^{-1}` fall along the real axis, and spikes are their zeros. The numb
 :math:`\begin{pmatrix} L & I \\ I & -S \end{pmatrix}` falls by one at each of them and nowhere else, so that spikes are
 counted, with multiplicity, and not searched for. The residue of M is minus the matrix of alignments
 :math:`O^\top \hat u \hat u^\top O` of Theorem 3.
+
+Outlying eigenvalues of C, with eigenvectors E, are one more term of low rank. With :math:`C_0` the matrix C in which
+each of them is moved to the nearest of the others, O spans E too, S is made with :math:`C_0`, and L has
+:math:`\kappa\, O^\top (C - C_0)\, O` added. Alone it puts spikes where an outlying t solves :math:`\kappa t = z`, the
+transition of Baik, Ben Arous and Péché; with μ, w or w* along E the terms move each other's.
 """
 
 from dataclasses import dataclass
@@ -23,7 +28,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Complex, Float
 
-from common.liao_eigenspectra.glm import GLM, Features
+from common.liao_eigenspectra.glm import GLM, Features, finite_array
 from common.liao_eigenspectra.law import Directions, Law, add_up, orthonormal_basis
 from common.liao_eigenspectra.spectrum import LimitingSpectrum, Opening, Points
 
@@ -91,13 +96,17 @@ class Eigenspectrum(LimitingSpectrum):
         named = {"mean": features.mean, "w": features.w, "w_star": features.w_star}
         named = {name: features.to_eigenbasis(v) for name, v in named.items()}
         C_named = {f"C {name}": features.eigenvalues * v for name, v in named.items() if name != "mean"}
-        self._basis = orthonormal_basis([*named.values(), *C_named.values()])  # O, shape (p, r)
+        outliers = np.flatnonzero(self.outlying)
+        axes = (outliers[:, None] == np.arange(features.p)).astype(float)
+        self._basis = orthonormal_basis([*named.values(), *C_named.values(), *axes])  # O, shape (p, r)
         self._named = {name: self._basis.T @ v for name, v in (named | C_named).items()}
         self._block = self._by_eigenvalue(self._basis, self._basis)
         R = Directions.of(features).basis * np.sqrt(features.eigenvalues)[:, None]
         k = law.first.shape[1]
         if k != R.shape[1] and k > 0:
             raise ValueError(f"the law has {k} coordinates t, the features have {R.shape[1]}")
+        E = self._basis[outliers].T  # OᵀE
+        self._excess = E * (features.eigenvalues - self.t[self.place])[outliers] @ E.T
         self._loading = self._basis.T @ np.column_stack([named["mean"], R[:, :k]])  # OᵀV, shape (r, 1 + k)
 
     @classmethod
@@ -108,13 +117,14 @@ class Eigenspectrum(LimitingSpectrum):
     def _by_eigenvalue(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Products aᵀ Π_k b over the eigenspaces of C, shape (K, ...), for a and b of shape (p, ...)."""
         products = a[:, :, None] * b[:, None, :]
-        return add_up(np.searchsorted(self.t, self.features.eigenvalues), len(self.t), products)
+        return add_up(self.place, len(self.t), products)
 
     # Theorems 2 and 3 .....................................................................................
 
     def _L(self, delta: np.ndarray) -> np.ndarray:
         """L and its derivative in δ, shape (2, Z, r, r)."""
-        return self._loading @ self.law.Lambda(delta) @ self._loading.T
+        Lambda = self.law.Lambda(delta)
+        return self._loading @ Lambda @ self._loading.T + Lambda[..., :1, :1] * self._excess
 
     def _bulk_resolvent(self, kappa: np.ndarray, z: np.ndarray, block: np.ndarray) -> np.ndarray:
         """Forms aᵀ Q̄_b b, shape (Z, ...), from the products over C's eigenspaces, shape (K, ...)."""
@@ -137,9 +147,9 @@ class Eigenspectrum(LimitingSpectrum):
 
     def _spikes_in(self, opening: Opening) -> list[Spike]:
         """Bisect wherever the number falls, into both halves if it falls in both."""
-        if not self._basis.size:
+        if not self._basis.size or not opening.zeta.size:
             return []
-        zeta, spikes = opening.zeta, []
+        zeta, zeros = opening.zeta, []
         if self.mass_at_zero:  # so near to zero rounding decides the number; the eigenvalue there is that mass
             zeta = zeta[np.abs(self._real(zeta, opening.branch)[0]) > _NEAR_ZERO * self._scale]
         positive = self._positive(zeta, opening.branch)
@@ -149,14 +159,21 @@ class Eigenspectrum(LimitingSpectrum):
                 low, high, above, below = pending.pop()
                 middle = (low + high) / 2
                 if not low < middle < high or high - low <= 1e-12 * max(abs(low), abs(high)):
-                    spikes.append(self._spike(opening, middle, int(above - below)))
+                    zeros.append([middle, int(above - below)])
                     continue
                 between = self._positive(np.array([middle]), opening.branch)[0]
                 if between > below:
                     pending.append((middle, high, between, below))
                 if above > between:
                     pending.append((low, middle, above, between))
-        return sorted(spikes, key=lambda spike: spike.eigenvalue)
+        spikes = []
+        for place, multiplicity in sorted(zeros):
+            if spikes and place - spikes[-1][0] <= 1e-9 * abs(place):  # one, that rounding took apart
+                spikes[-1][1] += multiplicity
+            else:
+                spikes.append([place, multiplicity])
+        found = [self._spike(opening, place, multiplicity) for place, multiplicity in spikes]
+        return sorted(found, key=lambda spike: spike.eigenvalue)
 
     def _spike(self, opening: Opening, zeta: float, multiplicity: int) -> Spike:
         """The eigenvalue and eigenvectors at a zero of the determinant."""
@@ -193,10 +210,17 @@ class Eigenspectrum(LimitingSpectrum):
         ----------
         eigenvalues
             Of a sample, shape (p,), some on each side of x.
+
+        Raises
+        ------
+        ValueError
+            If there are none on one side.
         """
-        eigenvalues = np.asarray(eigenvalues)
+        eigenvalues = finite_array("the eigenvalues", eigenvalues, (None,))
         spikes = [np.abs(eigenvalues - spike.eigenvalue).argmin() for spike in self.spikes]
         rest = np.delete(eigenvalues, spikes)
+        if not rest.size or not rest.min() < x < rest.max():
+            raise ValueError(f"the eigenvalues must have some below and some above x = {x:g}, spikes left out")
         return float(rest[rest > x].min() - rest[rest < x].max())
 
     # Theorem 4 ............................................................................................
@@ -207,6 +231,7 @@ class Eigenspectrum(LimitingSpectrum):
         """What aᵀ (H - z)⁻¹ b tends to, for fixed vectors a and b, shape (p,), by Theorem 4; same shape as z."""
         z = np.asarray(z, dtype=complex)
         flat = z.ravel()
+        a, b = (finite_array(name, v, (self.features.p,)) for name, v in (("a", a), ("b", b)))
         a, b = self.features.to_eigenbasis(a)[:, None], self.features.to_eigenbasis(b)[:, None]
         delta, kappa = self._solve(flat)
         ab, aO, Ob, S = (
