@@ -263,3 +263,30 @@ def test_a_network_is_left_as_it_was_where_its_layer_cannot_be_done():
     with pytest.raises(RuntimeError, match="shapes"):
         layer_hessians(broken, ["0"], torch.ones(2, 4))
     assert all(module.training for module in broken.modules()) and not broken[0]._forward_hooks
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_samples_labels_and_factors_that_do_not_fit_are_refused_in_one_line():
+    made, (X, y) = network(3), samples()
+    for call, message in (
+        (lambda: FullHessian(made, X, y[:, None]), r"one label a sample is needed, \(12,\), .* got \(12, 1\)"),
+        (lambda: FullHessian(made, X.float(), y), "the samples are torch.float32 .* the network is torch.float64"),
+        (lambda: KroneckerProduct(X, X), "two square matrices of one type"),
+        (lambda: KroneckerProduct(torch.eye(2), torch.eye(2).double()), "two square matrices of one type"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_a_network_that_draws_at_random_leaves_the_generator_as_it_was():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + torch.randn_like(x)
+
+    before = torch.get_rng_state()
+    made = nn.Sequential(*network(3), Noisy())
+    torch.set_rng_state(before)
+    with pytest.raises(ValueError, match="draws at random"):
+        FullHessian(made, *samples())
+    assert torch.equal(torch.get_rng_state(), before)

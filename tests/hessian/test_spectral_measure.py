@@ -88,3 +88,36 @@ def test_asymmetry_of_known_measures():
     # half the mass at 1, half at −2: the mirror image is half a unit of mass moved by 1 on either side
     assert measure([1.0, -2], [0.5, 0.5]).asymmetry() == pytest.approx(1 / 3)
     assert measure([1.0, -2], [0.5, 0.5]).skewness() == pytest.approx(-3.5 / 2.5**1.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("values", [[0.0] * 20, [-3.0, 2, 1]])
+@pytest.mark.parametrize("count", [2, 3])
+def test_edges_of_singular_and_small_matrices(values, count, dtype):
+    operator, expected = Dense(torch.diag(torch.tensor(values, dtype=dtype))), np.sort(values)
+    lowest, highest = edge_eigenvalues(operator, count, seed=0)
+    np.testing.assert_allclose(lowest, expected[:count], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(highest, expected[::-1][:count], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_requests_that_no_matrix_can_meet():
+    H = Dense(torch.eye(5))
+    measures = LanczosMeasures(torch.zeros(2, 3).double(), torch.full((2, 3), 1 / 3).double())
+    varied = LanczosMeasures(torch.arange(3.0).double().expand(2, 3), measures.weights)
+    for call, message in (
+        (lambda: edge_eigenvalues(H, 0, seed=0), r"count of eigenvalues must lie in 1..5, got 0"),
+        (lambda: edge_eigenvalues(ZeroOperator(3, torch.float32, H.device), 4, seed=0), r"1..3, got 4"),
+        (lambda: lanczos_measures(H, iterations=3, starts=0, seed=0), "at least one start vector is needed, got 0"),
+        (lambda: lanczos(H, torch.ones(5), 0), "at least one Lanczos iteration"),
+        (lambda: lanczos(H, torch.zeros(5), 3), r"start vector \(5,\) torch.float32 is needed, not zero"),
+        (lambda: lanczos(H, torch.ones(5).double(), 3), r"start vector \(5,\) torch.float32"),
+        (measures.density, "all nodes are 0: the measure of a point has no density"),
+        (lambda: varied.density(points=1), "a density needs 2 points"),
+        (lambda: varied.density(kappa=1.0), "κ > 1"),
+        (lambda: varied.negative_share(-1.0), "floor must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(FloatingPointError, match="a product with the operator is not finite"):
+        edge_eigenvalues(Dense(torch.full((9, 9), torch.nan)), 1, seed=0)

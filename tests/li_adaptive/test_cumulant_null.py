@@ -36,3 +36,14 @@ def test_expected_number_of_large_correlations_is_that_of_student():
 def test_counts_that_are_not_known(order, convention):
     with pytest.raises(ValueError, match=r"order|convention"):
         expected_null_count(order, 5, 9, 0.4, convention)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_counts_of_many_variables_do_not_overflow_and_others_are_refused():
+    found = [expected_null_count(4, M, 9, 0.5, "unit", draws=4)["1111"][0] for M in (10**6, np.int64(10**6))]
+    assert found[0] == found[1] > 0
+    for change in ({"threshold": -0.1}, {"n": 2}, {"draws": 1}, {"variables": -1}, {"threshold": np.nan}):
+        with pytest.raises(ValueError, match="at least 3 samples, 2 draws and a threshold from 0 on"):
+            expected_null_count(
+                **{"order": 2, "variables": 5, "n": 9, "threshold": 0.4, "convention": "pearson"} | change
+            )

@@ -117,3 +117,30 @@ def exceeding_pairs_by_place(formed, threshold):
     column = i[None, :, None, None] == i[None, None, None, :]
     kinds = {"same row": row & ~column, "same column": ~row & column, "neither": ~row & ~column}
     return {k: float(large[m.expand_as(large)].double().mean()) for k, m in kinds.items()}
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_samples_that_have_no_cumulants_are_refused():
+    samples, generator = torch.randn(8, 3), torch.Generator().manual_seed(0)
+    bad = samples.clone()
+    bad[2, 1] = torch.nan
+    for count in (
+        lambda s: count_cumulants(s, 3, 0.4), correlation_matrix, lambda s: normalized(s, "unit"),
+        lambda s: cumulant_values(s, 2, pairs=1, generator=generator),
+    ):  # fmt: skip
+        for given, message in ((bad, "must be finite"), (samples[:, 0], "of 1 variable"), (samples[:, :0], "variable"),
+                               (samples[:0], "at least 3 samples")):  # fmt: skip
+            with pytest.raises(ValueError, match=message):
+                count(given)
+    with pytest.raises(ValueError, match="pairs must not be negative, got -1"):
+        cumulant_values(samples, 4, pairs=-1, generator=generator)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whole_numbers_have_correlations_that_are_none():
+    samples = torch.tensor([[1, 2, 5], [2, 1, 5], [4, 5, 5], [3, 2, 5]])
+    torch.testing.assert_close(correlation_matrix(samples), correlation_matrix(samples.double()).float())
+
+
+def test_a_single_entry_has_no_exponent():
+    assert np.isnan(count_cumulants(torch.randn(9, 1), 3, 0.4).exponent)

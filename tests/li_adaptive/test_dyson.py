@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from common.hessian.convergence import ConvergenceError
 from common.li_adaptive.dyson import (
@@ -115,3 +116,38 @@ def test_distance_of_densities():
     one, other = (np.exp(-((x - at) ** 2) / 2) / np.sqrt(2 * np.pi) for at in (0, 1))
     assert distance(x, one, one) == 0
     assert distance(x, one, other) == pytest.approx(0.3829249, rel=1e-4)  # 2 Φ(1/2) − 1
+
+
+def test_few_points_few_samples_and_constant_entries():
+    H = np.random.default_rng(0).standard_normal((9, 3, 3))
+    H = H + H.transpose(0, 2, 1)
+    equation = DysonEquation.of_samples(H)
+    assert equation.solve(np.array([], complex)).shape == (0, 3, 3)
+    assert equation.density(np.array([]), 0.1).shape == (0,)
+    constant = np.full((7, 3, 3), 0.1)
+    constant[:, 0, 0] = np.arange(7.0) ** 3
+    assert correlated_entries(constant) == 0
+    alone = excess_kurtosis(constant)
+    assert alone == pytest.approx(abs(stats.kurtosis(np.arange(7.0) ** 3)))
+    assert correlated_entries(constant[:, 1:, 1:]) == 0 and np.isnan(excess_kurtosis(constant[:, 1:, 1:]))
+    few = np.random.default_rng(0).standard_normal((3, 40, 40))
+    assert correlated_entries(few + few.transpose(0, 2, 1)) >= 0
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_has_no_density_is_refused():
+    H = np.random.default_rng(0).standard_normal((9, 3, 3))
+    equation = DysonEquation.of_samples(H + H.transpose(0, 2, 1))
+    x = np.linspace(-1, 1, 5)
+    for call, message in (
+        (lambda: DysonEquation.of_samples(H), "must be symmetric and finite"),
+        (lambda: DysonEquation.of_samples(H * np.nan), "must be symmetric and finite"),
+        (lambda: equation.density(x, 0.0), "eta must be positive, got 0"),
+        (lambda: equation.solve(1j), "points z are needed"),
+        (lambda: smoothed_density(x, x, -1.0), "eta must be positive, got -1"),
+        (lambda: smoothed_density(x[:0], x, 1.0), "at least one of the eigenvalues"),
+        (lambda: distance(x[::-1], x, x**2), "grid x must increase"),
+        (lambda: correlated_entries(H[:2]), "at least 3 samples, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -77,3 +77,28 @@ def test_samples_beyond_their_margin_are_refused():
     x, y, generator = problem()
     with pytest.raises(ValueError, match="beyond its margin"):
         random_hessians([4, 5], 3, 1e3 * x, y, generator)
+
+
+@pytest.mark.filterwarnings("error")
+def test_zero_spectra_have_no_skewness_and_no_share():
+    assert skewness(np.zeros((2, 3))).tolist() == [0, 0]
+    assert np.isnan(negative_share(np.array([[0.0, 0.0], [-1.0, 0.0]]))[0])
+    with pytest.raises(ValueError, match="floor must not be negative"):
+        negative_share(np.ones((1, 2)), -1.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_samples_and_sizes_that_do_not_fit_are_refused():
+    x, y, generator = problem()
+    H = torch.ones(1, 4, 4)
+    for call, message in (
+        (lambda: diagonal_share(H, [1, 2]), r"add up to the dimension 4, got \[1, 2\]"),
+        (lambda: largest_diagonal_entry(H[0], [3, 2]), "add up to the dimension 4"),
+        (lambda: random_hessians([4, 5], 0, x, y, generator), "number of networks must be at least 1"),
+        (lambda: random_hessians([4, 5], 1, x, y[:, None], generator), "one label a sample"),
+        (lambda: random_hessians([4, 5], 1, x, y * 0, generator), "must be ±1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    found, _ = random_hessians([4, 5], 1, x.float(), y.float(), generator)
+    assert found.dtype == torch.float64

@@ -30,3 +30,14 @@ def test_the_distance_is_the_norm_of_the_difference(scale):
 def test_a_tolerance_that_is_not_reached_is_an_error():
     with pytest.raises(ConvergenceError, match="norm"):
         distance_from_kronecker(sampled(3.0), seed=0, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(1, 12, 7), (1, 1, 1), (5, 6, 4), (5, 1, 4)])
+def test_equal_inputs_and_zero_factors_are_decoupled(sizes, dtype):
+    N, n, m = sizes
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(1, n, generator=generator, dtype=dtype).expand(N, n).contiguous()
+    B = torch.randn(N, m, 3, generator=generator, dtype=dtype)
+    for factors in (B, 0 * B):
+        assert distance_from_kronecker(LayerHessian(X, factors), seed=0) == (0, 0)

@@ -5,7 +5,7 @@ It stands on the base of curvlinops, whose algebra (``A + B``, ``2 * A``, ``A @ 
 :func:`~common.hessian.block_lanczos.top_eigenpairs` and :func:`~common.hessian.spectral_measure.lanczos_measures`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from curvlinops._torch_base import PyTorchLinearOperator  # its only address
@@ -80,9 +80,17 @@ class KroneckerProduct(SymmetricOperator):
     ----------
     A, B
         (m, m) and (n, n).
+
+    Raises
+    ------
+    ValueError
+        If they are not square, or of different types.
     """
 
     def __init__(self, A: Float[Tensor, "m m"], B: Float[Tensor, "n n"]):
+        if A.shape != A.mT.shape or B.shape != B.mT.shape or A.dtype != B.dtype:
+            shapes = f"A {tuple(A.shape)} {A.dtype}, B {tuple(B.shape)} {B.dtype}"
+            raise ValueError(f"two square matrices of one type are needed, got {shapes}")
         super().__init__(len(A) * len(B), A.dtype, A.device)
         self._A, self._B = A, B
 
@@ -112,8 +120,8 @@ class FullHessian(SymmetricOperator):
     Raises
     ------
     ValueError
-        If there is no such parameter, the labels do not fit the logits, or torch cannot differentiate the network
-        twice.
+        If there is no such parameter, samples and labels do not fit the network, it draws at random, or torch cannot
+        differentiate it twice.
     """
 
     def __init__(
@@ -134,13 +142,14 @@ class FullHessian(SymmetricOperator):
     def _probe(self) -> None:
         """One product with two samples, to name what cannot be done before it takes long."""
         X, y = self._X[:2], self._y[:2]
-        if not len(self._y) or len(self._X) != len(self._y):
-            raise ValueError(f"as many labels as samples are needed, got {len(self._y)} for {len(self._X)}")
+        if self._y.shape != (len(self._X),) or not len(self._X):
+            raise ValueError(f"one label a sample is needed, ({len(self._X)},), N ≥ 1; got {tuple(self._y.shape)}")
+        check_precision(X, self._parameters[0])
+        if draws_at_random(self._network, X):
+            raise ValueError("the network draws at random: a Hessian needs the same outputs for the same samples")
         with torch.no_grad():
             logits = self._network(X.clone())
         check_logits(logits, len(X))
-        if draws_at_random(self._network, X):
-            raise ValueError("the network draws at random: a Hessian needs the same outputs for the same samples")
         if y.dtype != torch.int64 or self._y.min() < 0 or self._y.max() >= logits.shape[1]:
             raise ValueError(f"labels must be int64 in 0..{logits.shape[1] - 1}, got {y.dtype} up to {self._y.max()}")
         self._at_once = SAMPLES_AT_ONCE if passes_alone(self._network, X, logits) else len(self._y)
@@ -157,23 +166,57 @@ class FullHessian(SymmetricOperator):
         return sum(self._summed(V, X, y) for X, y in batches) / len(self._y)
 
     def _summed(self, V: Tensor, X: Tensor, y: Tensor) -> Tensor:
-        sizes, k = [p.numel() for p in self._parameters], V.shape[1]
-        along = [v.reshape(k, *p.shape) for v, p in zip(V.T.split(sizes, 1), self._parameters, strict=True)]
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have one derivative alone
-            loss = nn.functional.cross_entropy(self._network(X.clone()), y, reduction="sum")
-            gradient = grad(loss, self._parameters, create_graph=True, materialize_grads=True)
-            varying = [part for part in zip(gradient, along, strict=True) if part[0].requires_grad]
-            if not varying:
-                return torch.zeros_like(V)
-            outputs, vectors = zip(*varying, strict=True)
-            if self._batched:
-                found = grad(outputs, self._parameters, vectors, is_grads_batched=True, materialize_grads=True)
-                return torch.cat([part.flatten(1) for part in found], 1).T
-            rows = [
-                grad(outputs, self._parameters, one, retain_graph=True, materialize_grads=True)
-                for one in zip(*vectors, strict=True)
-            ]
-        return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows], 1)
+        def loss() -> Tensor:
+            return nn.functional.cross_entropy(self._network(X.clone()), y, reduction="sum")
+
+        return hessian_products(loss, self._parameters, V, batched=self._batched)
+
+
+def hessian_products(
+    loss: Callable[[], Float[Tensor, ""]], parameters: Sequence[nn.Parameter], V: Float[Tensor, "P k"], *,
+    batched: bool,
+) -> Float[Tensor, "P k"]:  # fmt: skip
+    """Products of the Hessian of a loss with vectors, reverse over reverse; those of a loss without one are zero.
+
+    Parameters
+    ----------
+    loss
+        Gives the loss as it is with the parameters now.
+    batched
+        Whether all vectors share the same matrix products. With convolutions it is faster not to, and torch cannot for
+        some derivatives that it has.
+    """
+    sizes, k = [p.numel() for p in parameters], V.shape[1]
+    along = [v.reshape(k, *p.shape) for v, p in zip(V.T.split(sizes, 1), parameters, strict=True)]
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have one derivative alone
+        value = loss()
+        if not (value.requires_grad and k):
+            return torch.zeros_like(V)
+        gradient = grad(value, parameters, create_graph=True, materialize_grads=True)
+        varying = [part for part in zip(gradient, along, strict=True) if part[0].requires_grad]
+        if not varying:
+            return torch.zeros_like(V)
+        outputs, vectors = zip(*varying, strict=True)
+        if batched:
+            found = grad(outputs, parameters, vectors, is_grads_batched=True, materialize_grads=True)
+            return torch.cat([part.flatten(1) for part in found], 1).T
+        rows = [
+            grad(outputs, parameters, one, retain_graph=True, materialize_grads=True)
+            for one in zip(*vectors, strict=True)
+        ]
+    return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows], 1)
+
+
+def check_precision(X: Float[Tensor, "N *shape"], like: Tensor) -> None:
+    """Whether samples lie where the parameters of a network do, with as many digits.
+
+    Raises
+    ------
+    ValueError
+        If not.
+    """
+    if X.device != like.device or (X.is_floating_point() and X.dtype != like.dtype):
+        raise ValueError(f"the samples are {X.dtype} on {X.device}, the network is {like.dtype} on {like.device}")
 
 
 def check_logits(logits: object, samples: int) -> None:
@@ -200,7 +243,7 @@ def draws_at_random(network: nn.Module, X: Float[Tensor, "N *shape"]) -> bool:
         return not torch.equal(read(), before)
 
 
-def passes_alone(network: nn.Module, X: Float[Tensor, "N *shape"], logits: Float[Tensor, "N c"]) -> bool:
+def passes_alone(network: nn.Module, X: Float[Tensor, "N *shape"], logits: Float[Tensor, "N *c"]) -> bool:
     """Whether the first sample alone has the logits that it has among these."""
     try:
         with torch.no_grad():

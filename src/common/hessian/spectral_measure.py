@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor
 
-from common.hessian.operators import PyTorchLinearOperator, ZeroOperator
+from common.hessian.convergence import ConvergenceError
+from common.hessian.operators import PyTorchLinearOperator
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class LanczosMeasures:
         return asymmetry(self.nodes.numpy().ravel(), self.weights.numpy().ravel() / len(self.nodes))
 
     def negative_share(self, floor: float) -> Float[np.ndarray, " R"]:
-        """Share of λ < −``floor`` in the weight of |λ| > ``floor``; NaN where nothing is so large."""
+        """Share of λ < −``floor`` in the weight of |λ| > ``floor`` ≥ 0; NaN where nothing is so large."""
+        if not floor >= 0:
+            raise ValueError(f"the floor must not be negative, got {floor}")
         negative, positive = ((self.weights * (sign * self.nodes > floor)).sum(1).numpy() for sign in (-1, 1))
         total = negative + positive
         return np.where(total > 0, negative / np.where(total > 0, total, 1), np.nan)
@@ -70,7 +73,18 @@ class LanczosMeasures:
             A bump falls to 1/κ of its height half way to the next node, were m nodes equidistant.
         margin
             What the grid has on either side beyond the nodes, in units of their range.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two points or iterations, κ is at most 1, the margin is negative, or all nodes are
+            equal, as those of the zero matrix.
         """
+        if points < 2 or self.nodes.shape[1] < 2 or not kappa > 1 or not margin >= 0:
+            given = f"{points} points, {self.nodes.shape[1]} iterations, κ = {kappa}, margin {margin}"
+            raise ValueError(f"a density needs 2 points and iterations, κ > 1 and no negative margin, got {given}")
+        if self.nodes.min() == self.nodes.max():
+            raise ValueError(f"all nodes are {self.bound:g}: the measure of a point has no density")
         nodes, weights = self.nodes.numpy().ravel(), self.weights.numpy().ravel() / len(self.nodes)
         padding = margin * (nodes.max() - nodes.min())
         grid = np.linspace(nodes.min() - padding, nodes.max() + padding, points)
@@ -90,10 +104,52 @@ def asymmetry(nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"]) 
     return float(np.abs(difference) @ np.diff(places[order]) / (2 * size))
 
 
+def extreme_eigenpairs(
+    operator: PyTorchLinearOperator, k: int, which: str, *, seed: int, tolerance: float
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "d k"]]:
+    """Eigenvalues at an end of the spectrum, ascending, and their vectors, by SciPy's ``eigsh``.
+
+    Of a matrix that has no more of them all are taken, by dense linear algebra.
+
+    Parameters
+    ----------
+    k, which
+        How many, and of which end, as ``eigsh`` has it.
+    seed
+        Of the start vector.
+    tolerance
+        Relative accuracy of the eigenvalues.
+
+    Raises
+    ------
+    FloatingPointError
+        If a product is not finite.
+    ConvergenceError
+        If they do not converge.
+    """
+    dtype = np.dtype(str(operator.dtype).removeprefix("torch."))
+    d, rng = operator.shape[0], np.random.default_rng(seed)
+    D, start = operator.to_scipy(dtype), rng.standard_normal(d).astype(dtype)
+    few = k >= d
+    image = D @ (np.eye(d, dtype=dtype) if few else start)
+    if not np.isfinite(image).all():
+        raise FloatingPointError("a product with the operator is not finite")
+    if few:
+        return np.linalg.eigh((image + image.T) / 2)
+    if not image.any():  # ARPACK does not take the zero matrix
+        return np.zeros(k, dtype), np.eye(d, k, dtype=dtype)
+    try:
+        values, vectors = eigsh(D, k, which=which, v0=start, tol=tolerance, rng=rng)
+    except ArpackNoConvergence as error:
+        raise ConvergenceError(f"eigenvalues do not converge: {error}".partition("\n")[0]) from error
+    order = values.argsort()
+    return values[order], vectors[:, order]
+
+
 def edge_eigenvalues(
     operator: PyTorchLinearOperator, count: int, *, seed: int, tolerance: float = 1e-4
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """The ``count`` lowest eigenvalues, ascending, and the ``count`` highest, descending, by SciPy's ``eigsh``.
+    """The ``count`` lowest eigenvalues, ascending, and the ``count`` highest, descending: :func:`extreme_eigenpairs`.
 
     They belong to the matrix and have no noise of start vectors.
 
@@ -101,13 +157,17 @@ def edge_eigenvalues(
     ----------
     tolerance
         Relative accuracy of the eigenvalues.
+
+    Raises
+    ------
+    ValueError
+        If ``count`` is not between 1 and the dimension.
+    FloatingPointError, ConvergenceError
+        As :func:`extreme_eigenpairs`.
     """
-    if isinstance(operator, ZeroOperator):
-        return np.zeros(count), np.zeros(count)
-    dtype = np.dtype(str(operator.dtype).removeprefix("torch."))
-    start = np.random.default_rng(seed).standard_normal(operator.shape[0]).astype(dtype)
-    values = eigsh(operator.to_scipy(dtype), 2 * count, which="BE", v0=start, tol=tolerance, return_eigenvectors=False)
-    values = np.sort(values.astype(float))
+    if not 1 <= count <= operator.shape[0]:
+        raise ValueError(f"the count of eigenvalues must lie in 1..{operator.shape[0]}, got {count}")
+    values = extreme_eigenpairs(operator, 2 * count, "BE", seed=seed, tolerance=tolerance)[0].astype(float)
     return values[:count], values[: -count - 1 : -1]
 
 
@@ -129,9 +189,16 @@ def lanczos(
 
     Raises
     ------
+    ValueError
+        If there is no iteration, or the start vector is not of the operator's type and length, or zero.
     FloatingPointError
         If a product is not finite.
     """
+    if iterations < 1:
+        raise ValueError(f"at least one Lanczos iteration is needed, got {iterations}")
+    if start.shape != operator.shape[:1] or start.dtype != operator.dtype or not start.any():
+        needed = f"({operator.shape[0]},) {operator.dtype}"
+        raise ValueError(f"a start vector {needed} is needed, not zero; got {tuple(start.shape)} {start.dtype}")
     alpha, beta = start.new_zeros(iterations), start.new_zeros(iterations - 1)
     v, before = start / torch.linalg.vector_norm(start), None
     for m in range(iterations):
@@ -166,13 +233,15 @@ def lanczos_measures(operator: PyTorchLinearOperator, *, iterations: int, starts
     Raises
     ------
     ValueError
-        If the operator is smaller than ``iterations``.
+        If the operator is smaller than ``iterations``, or there are no start vectors.
     FloatingPointError
         If a product is not finite.
     """
     dimension, device = operator.shape[0], operator.device
     if not 2 <= iterations <= dimension:
         raise ValueError(f"Lanczos iterations must be 2 to the dimension {dimension}, got {iterations}")
+    if starts < 1:
+        raise ValueError(f"at least one start vector is needed, got {starts}")
     found = []
     for start in range(starts):
         # a stream of its own: the weights of a network may come from a generator with the same seed

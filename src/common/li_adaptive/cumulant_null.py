@@ -66,14 +66,18 @@ def expected_null_count(
     Raises
     ------
     ValueError
-        If the order or the convention is unknown.
+        If the order or the convention is unknown, a count of variables is negative, the threshold is, or there are
+        fewer than 3 samples or 2 draws.
     """
     if order not in (2, 3, 4):
         raise ValueError(f"null counts of order 2, 3 or 4 are known, got {order}")
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown convention {convention!r}; known are {', '.join(CONVENTIONS)}")
+    if variables < 0 or n < 3 or draws < 2 or not threshold >= 0:
+        given = f"{variables} of {n} samples, {draws} draws, threshold {threshold}"
+        raise ValueError(f"variables of at least 3 samples, 2 draws and a threshold from 0 on are needed, got {given}")
     rng = np.random.default_rng(seed)
-    M = variables
+    M = int(variables)  # NumPy's integers overflow
 
     def draw(count: int) -> list[np.ndarray]:
         return [_standard(rng.standard_normal((draws, n)), convention) for _ in range(count)]

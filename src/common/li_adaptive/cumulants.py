@@ -53,7 +53,9 @@ class Count:
 
     @property
     def exponent(self) -> float:
-        """e in ``per_entry`` = N_b^e; 0 where there are fewer tuples than entries."""
+        """e in ``per_entry`` = N_b^e; 0 where there are fewer tuples than entries, NaN if there is one entry."""
+        if self.variables == 1:
+            return math.nan
         return math.log(max(self.per_entry, 1.0)) / (0.5 * math.log(self.variables))
 
     @property
@@ -79,12 +81,14 @@ def normalized(samples: Float[Tensor, "n M"], convention: str) -> tuple[Float[Te
     Raises
     ------
     ValueError
-        If the convention is unknown or there are fewer than 3 samples.
+        If the convention is unknown, there are fewer than 3 samples or no variables, or a sample is not finite.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown convention {convention!r}; known are {', '.join(CONVENTIONS)}")
-    if len(samples) < 3:
-        raise ValueError(f"cumulants need at least 3 samples, got {len(samples)}")
+    if samples.ndim != 2 or len(samples) < 3 or not samples.shape[1]:
+        raise ValueError(f"cumulants need at least 3 samples of 1 variable, (n, M); got {tuple(samples.shape)}")
+    if not samples.isfinite().all():
+        raise ValueError("samples must be finite: some are NaN or infinite")
     varies = (samples != samples[0]).any(0)
     kept = samples[:, varies]
     constant = samples.shape[1] - kept.shape[1]
@@ -98,10 +102,16 @@ def normalized(samples: Float[Tensor, "n M"], convention: str) -> tuple[Float[Te
 
 
 def correlation_matrix(samples: Float[Tensor, "n M"]) -> Float[Tensor, "M M"]:
-    """Pearson's correlations of M variables; 0 where one of the two does not vary."""
-    varies = (samples != samples[0]).any(0)
+    """Pearson's correlations of M variables; 0 where one of the two does not vary.
+
+    Raises
+    ------
+    ValueError
+        As :func:`normalized`.
+    """
     z, _ = normalized(samples, "pearson")
-    matrix = samples.new_zeros(len(varies), len(varies))
+    varies = (samples != samples[0]).any(0)
+    matrix = z.new_zeros(len(varies), len(varies))
     matrix[varies.nonzero(), varies.nonzero().T] = z.T @ z / len(z)
     return matrix
 
@@ -121,7 +131,7 @@ def count_cumulants(samples: Float[Tensor, "n M"], order: int, threshold: float,
     Raises
     ------
     ValueError
-        If the order or the convention is unknown, or there are fewer than 3 samples.
+        If the order is unknown, or as :func:`normalized`.
     """
     if order not in (2, 3, 4):
         raise ValueError(f"cumulants of order 2, 3 or 4 are counted, got {order}")
@@ -177,10 +187,12 @@ def cumulant_values(
     Raises
     ------
     ValueError
-        As :func:`count_cumulants`.
+        As :func:`count_cumulants`, or if ``pairs`` is negative.
     """
     if order not in (2, 3, 4):
         raise ValueError(f"cumulants of order 2, 3 or 4 are known, got {order}")
+    if pairs < 0:
+        raise ValueError(f"the number of pairs must not be negative, got {pairs}")
     z, _ = normalized(samples, convention)
     n, K = z.shape
     second = z.T @ z / n

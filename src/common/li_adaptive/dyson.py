@@ -9,6 +9,7 @@ smoothed by a Cauchy law of width η. It is solved by M ← (M − (z − A + S[
 2007), which maps the matrices of positive imaginary part into themselves and converges from anywhere there.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +41,12 @@ class DysonEquation:
         Raises
         ------
         ValueError
-            If there are fewer than two samples or they are not square.
+            If there are fewer than two samples, or they are not square, symmetric and finite.
         """
-        if H.ndim != 3 or len(H) < 2 or H.shape[1] != H.shape[2]:
+        if H.ndim != 3 or len(H) < 2 or H.shape[1] != H.shape[2] or not H.size:
             raise ValueError(f"at least two square matrices are needed, got an array of shape {H.shape}")
+        if not (np.isfinite(H).all() and np.abs(H - H.transpose(0, 2, 1)).max() <= 1e-4 * np.abs(H).max()):
+            raise ValueError("the matrices H must be symmetric and finite")
         n, N, _ = H.shape
         A = H.mean(0)
         W = (H - A).reshape(n, N * N)
@@ -72,11 +75,13 @@ class DysonEquation:
         Raises
         ------
         ValueError
-            If some z is not above the real axis.
+            If some z is not above the real axis, or z is not flat.
         ConvergenceError
             If an iteration has not converged; close to the axis, at an edge, it may take long.
         """
-        z = z.astype(complex)
+        z = np.asarray(z, complex)
+        if z.ndim != 1:
+            raise ValueError(f"points z are needed, (K,); got the shape {z.shape}")
         if not (z.imag > 0).all():
             raise ValueError("z must lie above the real axis")
         identity = np.eye(self.dimension)
@@ -87,13 +92,22 @@ class DysonEquation:
             new = -np.linalg.inv(z[todo, None, None] * identity - self.mean + self.apply(M[todo]))
             moved = np.abs(new - M[todo]).max((1, 2)) / np.abs(new).max((1, 2))
             M[todo] = (M[todo] + new) / 2
-            todo, change = todo[moved > tolerance], moved.max()
+            todo, change = todo[moved > tolerance], moved.max(initial=0)
             if len(todo) == 0:
                 return M
         raise ConvergenceError(f"{len(todo)} of {len(z)} points did not converge: relative change {change:.1e}")
 
     def density(self, x: Float[np.ndarray, " K"], eta: float) -> Float[np.ndarray, " K"]:
-        """Im tr M(x + iη)/(πN)."""
+        """Im tr M(x + iη)/(πN).
+
+        Raises
+        ------
+        ValueError
+            If η is not positive.
+        ConvergenceError
+            As :meth:`solve`.
+        """
+        _check_width(eta)
         return np.trace(self.solve(x + 1j * eta), axis1=1, axis2=2).imag / (np.pi * self.dimension)
 
     def gaussian_samples(self, n: int, rng: np.random.Generator) -> Float[np.ndarray, "n N N"]:
@@ -128,16 +142,38 @@ class DysonEquation:
         return max(extremes[0], 0.0), extremes[1]
 
 
+def _check_width(eta: float) -> None:
+    if not eta > 0:
+        raise ValueError(f"the width eta must be positive, got {eta}")
+
+
 def smoothed_density(
     eigenvalues: Float[np.ndarray, "*shape"], x: Float[np.ndarray, " K"], eta: float
 ) -> Float[np.ndarray, " K"]:
-    """Density of all eigenvalues at x, smoothed by a Cauchy law of width η as :meth:`DysonEquation.density` is."""
+    """Density of all eigenvalues at x, smoothed by a Cauchy law of width η as :meth:`DysonEquation.density` is.
+
+    Raises
+    ------
+    ValueError
+        If η is not positive or there are no eigenvalues.
+    """
+    _check_width(eta)
     values = eigenvalues.ravel()
+    if not len(values):
+        raise ValueError("a density needs at least one of the eigenvalues, got none")
     return np.array([np.mean(eta / ((values - at) ** 2 + eta**2)) / np.pi for at in x])
 
 
 def distance(x: Float[np.ndarray, " K"], one: Float[np.ndarray, " K"], other: Float[np.ndarray, " K"]) -> float:
-    """Half the L¹ distance ∫|p − q| dx / 2 of two densities on a grid: 0 if equal, 1 if apart."""
+    """Half the L¹ distance ∫|p − q| dx / 2 of two densities on a grid: 0 if equal, 1 if apart.
+
+    Raises
+    ------
+    ValueError
+        If the grid does not increase.
+    """
+    if not (np.diff(x) > 0).all():
+        raise ValueError("the grid x must increase")
     return float(0.5 * np.trapezoid(np.abs(one - other), x))
 
 
@@ -150,21 +186,36 @@ def _entries_that_vary(H: Float[np.ndarray, "n N N"]) -> Float[np.ndarray, "n K"
     """The entries on and above the diagonal, but those that are the same in all samples."""
     rows, columns = np.triu_indices(H.shape[1])
     entries = H[:, rows, columns]
-    return entries[:, entries.std(0) > 0]
+    return entries[:, (entries != entries[0]).any(0)]  # rounding gives constants a standard deviation
 
 
 def correlated_entries(H: Float[np.ndarray, "n N N"]) -> float:
     """With how many others an entry of a symmetric random matrix is correlated, on average over those that vary.
 
     A sample correlation counts if it passes Student's t test, at a level at which one false one is expected among all
-    pairs of a hundred such matrices without any.
+    pairs of a hundred such matrices without any. 0 where nothing varies.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three samples, of which no correlation can be tested.
     """
-    r = np.corrcoef(_entries_that_vary(H).T)
+    if len(H) < 3:
+        raise ValueError(f"correlations of H need at least 3 samples, got {len(H)}")
+    entries = _entries_that_vary(H)
+    if not entries.shape[1]:
+        return 0.0
+    r = np.atleast_2d(np.corrcoef(entries.T))
+    np.fill_diagonal(r, 0)
     free = len(H) - 2
     t = stats.t.isf(0.01 / r.size / 2, free)
-    return float(((np.abs(r) > t / np.sqrt(free + t**2)).sum(1) - 1).mean())
+    return float((np.abs(r) > t / np.sqrt(free + t**2)).sum(1).mean())
 
 
 def excess_kurtosis(H: Float[np.ndarray, "n N N"]) -> float:
-    """Mean modulus of the excess kurtosis of the entries that vary: 0 if they are Gaussian (Condition 4.1)."""
-    return float(np.abs(stats.kurtosis(_entries_that_vary(H))).mean())
+    """Mean modulus of the excess kurtosis of the entries that vary: 0 if they are Gaussian (Condition 4.1).
+
+    NaN where nothing varies.
+    """
+    entries = _entries_that_vary(H)
+    return float(np.abs(stats.kurtosis(entries)).mean()) if entries.size else math.nan

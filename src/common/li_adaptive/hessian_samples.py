@@ -20,9 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.hessian.modes import evaluating
+from common.hessian.modes import evaluation_copy
+from common.hessian.operators import hessian_products
+from common.li_adaptive.hinge_hessian import margins
 from common.li_adaptive.networks import BatchStandardize, affine_layers
-from common.li_adaptive.training import HingeLoss, outputs
+from common.li_adaptive.training import HingeLoss
 
 #: Samples whose activations are held at once.
 SAMPLES_AT_ONCE = 512
@@ -55,32 +57,34 @@ def _places(network: nn.Module, indices: Int[Tensor, " M"]) -> list[_Place]:
 class _Linearized:
     """A network at a batch of samples: inputs a and gradients δ of its affine layers, and the maps in between."""
 
+    @torch.enable_grad()
     def __init__(self, network: nn.Sequential, x: Tensor, y: Tensor, weight: Tensor):
         self.layers: list[nn.Module] = []
         self.inputs: list[Tensor] = []
         self.between: list[list[tuple[str, Tensor | tuple]]] = []
         pre_activations: list[Tensor] = []
+        after: list[tuple[str, Tensor | tuple]] = []  # what comes before the first layer changes none of this
         a = x
         for module in network:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 self.layers.append(module)
                 self.inputs.append(a.detach())
-                self.between.append([])
+                self.between.append(after := [])
                 a = module(a)
                 pre_activations.append(a)
             elif isinstance(module, nn.ReLU):
-                self.between[-1].append(("mask", (a > 0).to(a.dtype)))
-                a = module(a)
+                after.append(("mask", (a > 0).to(a.dtype)))
+                a = a.relu()
             elif isinstance(module, nn.MaxPool2d):
-                a, where = functional.max_pool2d(a, module.kernel_size, module.stride, return_indices=True)
-                self.between[-1].append(("gather", where.flatten(2)))
-                self.between[-1].append(("shape", tuple(a.shape[-2:])))
+                a, where = functional.max_pool2d(
+                    a, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode, True
+                )
+                after.append(("gather", where.flatten(2)))
+                after.append(("shape", tuple(a.shape[-2:])))
             elif isinstance(module, nn.Flatten):
                 if module.start_dim == 1 and a.ndim > 2:
-                    self.between[-1].append(("flatten", tuple(a.shape[2:])))
+                    after.append(("flatten", tuple(a.shape[2:])))
                 a = module(a)
-            elif not isinstance(module, nn.Dropout):
-                raise TypeError(f"{type(module).__name__} is not linear between its switches")
         risk = (weight * torch.relu(1 - y * a)).sum()
         self.deltas = torch.autograd.grad(risk, pre_activations)
 
@@ -142,6 +146,26 @@ def _window(layer: nn.Conv2d, channel: Float[Tensor, "S height width"], offset: 
     return padded[:, row : row + height, column : column + width]
 
 
+def _check_layers(network: nn.Sequential) -> None:
+    """Whether the network is of the kinds of layers that are differentiated by hand."""
+    layers = [module for module in network if isinstance(module, nn.Conv2d | nn.Linear)]
+    weights = [parameter for layer in layers for parameter in layer.parameters()]
+    if len(set(weights)) < len(weights):
+        raise ValueError("a layer or its weights are used twice; every layer must have its own")
+    for name, module in network.named_children():
+        if not isinstance(module, nn.Conv2d | nn.Linear | nn.ReLU | nn.MaxPool2d | nn.Flatten | nn.Dropout):
+            raise TypeError(f"layer {name!r}: {type(module).__name__} is not linear between its switches, or not known")
+        if isinstance(module, nn.Conv2d):
+            plain = (1, 1), (1, 1), 1, "zeros", False
+            given = module.stride, module.dilation, module.groups, module.padding_mode, isinstance(module.padding, str)
+            if given != plain:
+                raise ValueError(
+                    f"layer {name!r}: only convolutions of stride, dilation and groups 1, padded by a number of zeros"
+                )
+        if isinstance(module, nn.MaxPool2d) and module.return_indices:
+            raise ValueError(f"layer {name!r}: pooling gives indices too, which no layer takes")
+
+
 def _structured_samples(
     network: nn.Sequential, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, batch_size: int
 ) -> Tensor:
@@ -150,7 +174,7 @@ def _structured_samples(
     H = x.new_zeros(int(batch[-1]) + 1, len(rows), len(columns))
     row_places, column_places = _places(network, rows), _places(network, columns)
     sides = ((row_places, column_places, H), (column_places, row_places, H.mT))
-    active = torch.nonzero(1 - y * outputs(network, x) > 0).flatten()
+    active = torch.nonzero(margins(network, x, y) < 1).flatten()
     for part in active.split(SAMPLES_AT_ONCE):
         at = _Linearized(network, x[part], y[part], weight[part])
         for lower, upper, target in sides:
@@ -173,25 +197,15 @@ def _structured_samples(
 def _columns_by_products(
     network: nn.Module, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, at_once: int
 ) -> Tensor:
-    parameters = {name: p.detach() for name, p in network.named_parameters()}
-    shapes = [p.shape for p in parameters.values()]
-    sizes = [p.numel() for p in parameters.values()]
-    loss = HingeLoss()
+    parameters, loss = list(network.parameters()), HingeLoss()
+    count = sum(p.numel() for p in parameters)
+    margins(network, x, y)
 
-    def gradient(p: dict) -> dict:
-        return torch.func.grad(lambda q: loss(torch.func.functional_call(network, q, (x,)), y))(p)
+    def products(some: Tensor) -> Tensor:
+        units = functional.one_hot(some, count).to(x.dtype).T
+        return hessian_products(lambda: loss(network(x.clone()), y), parameters, units, batched=False)[rows]
 
-    def column(unit: Tensor) -> Tensor:
-        parts = unit.split(sizes)
-        tangent = {n: t.view(s) for n, t, s in zip(parameters, parts, shapes, strict=True)}
-        product = torch.func.jvp(gradient, (parameters,), (tangent,))[1]
-        return torch.cat([t.flatten() for t in product.values()])[rows]
-
-    parts = []
-    for some in columns.split(at_once):
-        units = functional.one_hot(some, sum(sizes)).to(x.dtype)
-        parts.append(torch.func.vmap(column)(units))
-    return torch.cat(parts).T
+    return torch.cat([products(some) for some in columns.split(at_once)], 1)
 
 
 def hessian_samples(
@@ -228,15 +242,21 @@ def hessian_samples(
     TypeError
         If a layer of the network is of another kind.
     ValueError
-        If the batch size is not positive or an index is not one of a parameter.
+        If a batch size is not positive, an index is not one of a parameter, a layer has a setting that is not known
+        or is used twice, or samples and labels do not fit the network, as
+        :func:`~common.li_adaptive.hinge_hessian.margins` says.
     """
     count = sum(p.numel() for p in network.parameters())
-    if batch_size < 1 or len(y) < 1:
-        raise ValueError(f"batches of at least one sample are needed, got {batch_size} of {len(y)}")
-    if any(len(i) and not 0 <= int(i.min()) <= int(i.max()) < count for i in (rows, columns)):
-        raise ValueError(f"indices of parameters must lie in 0..{count - 1}")
-    with evaluating(network):
-        if not any(isinstance(module, BatchStandardize) for module in network.modules()):
-            return _structured_samples(network, x, y, rows, columns, batch_size)
-        pairs = zip(x.split(batch_size), y.split(batch_size), strict=True)
-        return torch.stack([_columns_by_products(network, *pair, rows, columns, at_once) for pair in pairs])
+    if batch_size < 1 or at_once < 1 or len(y) < 1:
+        given = f"{batch_size} of {len(y)}, {at_once} products at once"
+        raise ValueError(f"batches of at least one sample are needed, got {given}")
+    for places in (rows, columns):
+        whole = places.dtype in (torch.int64, torch.int32)
+        if not whole or (len(places) and not 0 <= int(places.min()) <= int(places.max()) < count):
+            raise ValueError(f"indices of parameters must be whole numbers in 0..{count - 1}")
+    network = evaluation_copy(network).requires_grad_()
+    if not any(isinstance(module, BatchStandardize) for module in network.modules()):
+        _check_layers(network)
+        return _structured_samples(network, x, y, rows, columns, batch_size)
+    pairs = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    return torch.stack([_columns_by_products(network, *pair, rows, columns, at_once) for pair in pairs])

@@ -102,7 +102,14 @@ def perceptron(widths: Sequence[int], *, standardize: bool = False) -> nn.Sequen
     ----------
     standardize
         Whether :class:`BatchStandardize` stands before every ReLU.
+
+    Raises
+    ------
+    ValueError
+        If there is no width, or one is below 1.
     """
+    if not len(widths) or min(widths) < 1:
+        raise ValueError(f"widths of at least 1 are needed, got {list(widths)}")
     modules: list[nn.Module] = []
     for inputs, out in pairwise(widths):
         modules += [nn.Linear(inputs, out, bias=False), *[BatchStandardize()] * standardize, nn.ReLU()]

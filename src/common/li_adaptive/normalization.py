@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from common.cache import cached
 from common.devices import default_device
-from common.hessian.modes import evaluating, evaluation_copy
+from common.hessian.modes import evaluation_copy
 from common.hessian.spectral_measure import LanczosMeasures, lanczos_measures
 from common.li_adaptive.data import BinaryData
-from common.li_adaptive.hinge_hessian import hinge_hessian
+from common.li_adaptive.hinge_hessian import check_outputs, hinge_hessian
 from common.li_adaptive.networks import initialize, perceptron, vgg
 from common.li_adaptive.training import HingeLoss, outputs
 
@@ -67,11 +67,19 @@ class Gradient:
 
 
 def gradient_size(network: nn.Module, x: Tensor, y: Tensor) -> Gradient:
-    """Squared norm of the gradient of the mean hinge loss, dropout off."""
+    """Squared norm of the gradient of the mean hinge loss, dropout off.
+
+    Raises
+    ------
+    ValueError
+        If there is not one output and one label a sample.
+    """
+    network = evaluation_copy(network).requires_grad_()
     parameters = list(network.parameters())
-    with evaluating(network):
-        T = network(x)
-    parts = torch.autograd.grad(HingeLoss()(T, y), parameters)
+    with torch.enable_grad():
+        T = network(x.clone())
+        check_outputs(T, y)
+        parts = torch.autograd.grad(HingeLoss()(T, y), parameters, materialize_grads=True)
     sums = {True: 0.0, False: 0.0}
     for parameter, part in zip(parameters, parts, strict=True):
         sums[parameter.ndim > 1] += float(part.double().square().sum())
@@ -145,18 +153,26 @@ def take_steps(
     Raises
     ------
     ValueError
-        If not just one of the two sizes is given.
+        If not just one of the two sizes is given, ``every`` is below 1, or there is not one output and one label a
+        sample.
     """
     if (constant is None) == (dynamic is None):
         raise ValueError("either a constant or a dynamic step size is needed")
-    network, loss = evaluation_copy(network), HingeLoss()
+    if every < 1:
+        raise ValueError(f"the accuracy can be taken every 1, 2, ... steps, got {every}")
+    network, loss = evaluation_copy(network).requires_grad_(), HingeLoss()
     parameters = list(network.parameters())
     risks, sizes, accuracy, exploded = [], [], [], False
     for k, (x, y) in enumerate(batches):
         if k % every == 0:
-            accuracy.append(float((test[1] * outputs(network, test[0]) > 0).float().mean()))
-        risk = loss(network(x), y)
-        gradient = torch.autograd.grad(risk, parameters)
+            found = outputs(network, test[0])
+            check_outputs(found, test[1])
+            accuracy.append(float((test[1] * found > 0).float().mean()))
+        with torch.enable_grad():
+            T = network(x.clone())
+            check_outputs(T, y)
+            risk = loss(T, y)
+            gradient = torch.autograd.grad(risk, parameters, materialize_grads=True)
         squared = sum(float(g.double().square().sum()) for g in gradient)
         size = constant if constant is not None else (dynamic / squared if squared > 0 else 0.0)
         exploded = not np.isfinite([float(risk.detach()), squared, size]).all()

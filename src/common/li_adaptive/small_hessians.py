@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.hessian.spectral_measure import asymmetry
-from common.li_adaptive.hinge_hessian import formed_hessian
+from common.li_adaptive.hinge_hessian import formed_hessian, margins
 from common.li_adaptive.networks import affine_layers, initialize, perceptron
 
 
@@ -63,29 +63,49 @@ def random_hessians(
     Raises
     ------
     ValueError
-        If a sample is beyond its margin, unless batches are standardized.
+        If a sample is beyond its margin, unless batches are standardized; if there is to be no network, or samples and
+        labels do not fit it, as :func:`~common.li_adaptive.hinge_hessian.margins` says.
     """
-    found = []
+    if number < 1:
+        raise ValueError(f"the number of networks must be at least 1, got {number}")
+    x, found = x.double(), []
     for _ in range(number):
         network = perceptron(widths, standardize=standardize).double()
         initialize(network, "fan-in", generator, scale=0.2)
-        if not standardize and not (y * network(x) < 1).all():
-            raise ValueError("a sample is beyond its margin")
+        if not standardize and not (margins(network, x, y) < 1).all():
+            raise ValueError("a sample x is beyond its margin; smaller ones are needed")
         found.append(formed_hessian(network, x, y))
     return torch.stack(found), layer_sizes(network)
 
 
+def _blocks(H: Float[Tensor, "*n P P"], sizes: Sequence[int]) -> list[Tensor]:
+    """Diagonal blocks."""
+    if sum(sizes) != H.shape[-1] or not sizes:
+        raise ValueError(f"sizes must add up to the dimension {H.shape[-1]}, got {list(sizes)}")
+    return [H[..., a:b, a:b] for a, b in pairwise(np.cumsum([0, *sizes]))]
+
+
 def diagonal_share(H: Float[Tensor, "n P P"], sizes: Sequence[int]) -> Float[np.ndarray, " n"]:
-    """Frobenius norm of the diagonal blocks of some sizes, over that of the matrix."""
-    ends = np.cumsum([0, *sizes])
-    inner = sum(H[:, a:b, a:b].square().sum((1, 2)) for a, b in pairwise(ends))
+    """Frobenius norm of the diagonal blocks of some sizes, over that of the matrix; NaN for a zero matrix.
+
+    Raises
+    ------
+    ValueError
+        If the sizes do not add up to P.
+    """
+    inner = sum(block.square().sum((1, 2)) for block in _blocks(H, sizes))
     return (inner / H.square().sum((1, 2))).sqrt().numpy()
 
 
 def largest_diagonal_entry(H: Float[Tensor, "P P"], sizes: Sequence[int]) -> float:
-    """Largest modulus in the diagonal blocks of some sizes, over the largest of the matrix."""
-    ends = np.cumsum([0, *sizes])
-    return float(max(H[a:b, a:b].abs().max() for a, b in pairwise(ends)) / H.abs().max())
+    """Largest modulus in the diagonal blocks of some sizes, over the largest of the matrix; NaN for a zero matrix.
+
+    Raises
+    ------
+    ValueError
+        If the sizes do not add up to P.
+    """
+    return float(max(block.abs().max() for block in _blocks(H, sizes)) / H.abs().max())
 
 
 def asymmetries(eigenvalues: Float[np.ndarray, "n N"]) -> Float[np.ndarray, " n"]:
@@ -94,13 +114,17 @@ def asymmetries(eigenvalues: Float[np.ndarray, "n N"]) -> Float[np.ndarray, " n"
 
 
 def skewness(eigenvalues: Float[np.ndarray, "n N"]) -> Float[np.ndarray, " n"]:
-    """Of each spectrum, E λ³ / (E λ²)^{3/2}: about zero, not about the mean."""
-    return (eigenvalues**3).mean(1) / (eigenvalues**2).mean(1) ** 1.5
+    """Of each spectrum, E λ³ / (E λ²)^{3/2}: about zero, not about the mean; 0 where all eigenvalues are."""
+    second = (eigenvalues**2).mean(1)
+    return (eigenvalues**3).mean(1) / np.where(second > 0, second, 1) ** 1.5
 
 
 def negative_share(eigenvalues: Float[np.ndarray, "n N"], floor: float = 1e-9) -> Float[np.ndarray, " n"]:
-    """Share of negative eigenvalues among those of modulus above ``floor``, of each spectrum."""
-    return (eigenvalues < -floor).sum(1) / (np.abs(eigenvalues) > floor).sum(1)
+    """Share of negative eigenvalues among those of modulus above ``floor`` ≥ 0, of each spectrum; NaN if none is."""
+    if not floor >= 0:
+        raise ValueError(f"the floor must not be negative, got {floor}")
+    large = (np.abs(eigenvalues) > floor).sum(1)
+    return np.where(large > 0, (eigenvalues < -floor).sum(1) / np.maximum(large, 1), np.nan)
 
 
 def goe_asymmetries(dimension: int, number: int, rng: np.random.Generator) -> Float[np.ndarray, " number"]:

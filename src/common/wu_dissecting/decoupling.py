@@ -1,11 +1,12 @@
 """The decoupling conjecture, :math:`E[M\\otimes xx^\\top]\\approx E[M]\\otimes E[xx^\\top]`: Wu et al. (2022), (3)."""
 
 import numpy as np
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
+from common.hessian.block_lanczos import ROUNDING
 from common.hessian.convergence import ConvergenceError
 from common.hessian.layer import LayerHessian, WeightSharingHessian
 from common.hessian.operators import KroneckerProduct
+from common.hessian.spectral_measure import extreme_eigenpairs
 
 
 def distance_from_kronecker(
@@ -13,7 +14,8 @@ def distance_from_kronecker(
 ) -> tuple[float, float]:
     """‖E[M] ⊗ E[xxᵀ] − H‖, the spectral norm, by SciPy's Lanczos iteration from a random vector, and a residual.
 
-    The difference has eigenvalues of both signs; the norm is the modulus of the largest.
+    The difference has eigenvalues of both signs; the norm is the modulus of the largest. What is rounding, as it is
+    where all samples have equal inputs, counts as 0.
 
     Parameters
     ----------
@@ -32,19 +34,20 @@ def distance_from_kronecker(
 
     Raises
     ------
+    FloatingPointError
+        If a product is not finite.
     ConvergenceError
         If the residual is larger than the tolerance.
     """
-    difference = KroneckerProduct(H.output_hessian, H.autocorrelation) - H
+    product = KroneckerProduct(H.output_hessian, H.autocorrelation)
+    difference = product - H
     dtype = H.autocorrelation.numpy().dtype
-    D = difference.to_scipy(dtype)
-    start = np.random.default_rng(seed).standard_normal(D.shape[0]).astype(dtype)
-    try:
-        (value,), vectors = eigsh(D, 1, which="LM", v0=start, tol=tolerance / 2)
-    except ArpackNoConvergence as error:
-        raise ConvergenceError(f"the norm of the difference is not found: {error}") from error
+    (value, *_), vectors = extreme_eigenpairs(difference, 1, "LM", seed=seed, tolerance=tolerance / 2)
+    scale = np.prod([np.linalg.norm(factor) for factor in (H.output_hessian, H.autocorrelation)])
+    if abs(value) <= ROUNDING * np.finfo(dtype).eps * scale:  # noise has no eigenvector
+        return 0.0, 0.0
     v = vectors[:, 0] / np.linalg.norm(vectors[:, 0])
-    residual = float(np.linalg.norm(D @ v - value * v) / abs(value))
+    residual = float(np.linalg.norm(difference.to_scipy(dtype) @ v - value * v) / abs(value))
     if residual > tolerance:
         raise ConvergenceError(f"the residual is {residual:.1e} of the norm")
     return float(abs(value)), residual
