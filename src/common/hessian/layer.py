@@ -22,7 +22,7 @@ from common.hessian.block_lanczos import Eigenpairs, descending_eigh, top_eigenp
 from common.hessian.convergence import ConvergenceError
 from common.hessian.linearity import Call, ForwardPass, forward_pass
 from common.hessian.modes import evaluation_copy
-from common.hessian.operators import SymmetricOperator, check_logits, draws_at_random, passes_alone
+from common.hessian.operators import SymmetricOperator, check_logits, draws_at_random, in_chunks, passes_alone
 
 #: Entries of what is held at once for a product; more is slower, as it leaves the processor's caches.
 CHUNK = 2**22
@@ -229,32 +229,49 @@ def layer_hessians(
 def _curvatures(
     network: nn.Module, layers: Sequence[str], X: Tensor, *, exact: bool
 ) -> dict[str, LayerGaussNewton | WeightSharingGaussNewton]:
-    network = evaluation_copy(network)
-    known = {name: m for name, m in network.named_modules() if isinstance(getattr(m, "weight", None), Tensor)}
+    network, layers = evaluation_copy(network), list(dict.fromkeys(layers))
+    every = dict(network.named_modules(remove_duplicate=False))
+    known = {name: module for name, module in every.items() if isinstance(getattr(module, "weight", None), Tensor)}
     if missing := [layer for layer in layers if layer not in known]:
         raise ValueError(f"there is no layer {missing[0]!r} with weights; there are {list(known)}")
-    for layer in layers:
-        _check_kind(layer, known[layer])
     modules = {layer: known[layer] for layer in layers}
+    if not layers or not len(X) or len(set(modules.values())) < len(layers):
+        raise ValueError(f"samples and different layers are needed, got {len(X)} and {layers}")
+    products = {layer: _products(network, layer) for layer in layers}
+    for layer, module in modules.items():
+        if reason := _kind_that_cannot_be_done(module):
+            raise ValueError(f"{layer!r} {reason}. {products[layer]}")
     weights = {module.weight for module in modules.values()}
     for p in network.parameters():
         p.requires_grad_(p in weights)  # nothing before the first of the layers is needed
-    _check_samples(network, modules, X)
+    if draws_at_random(network, X[:2]):
+        raise ValueError("the network draws at random: a Hessian needs the same outputs for the same samples")
     parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in layers}
-    for x in X.split(-(-SAMPLES_AT_ONCE // len(layers))):
+    batches = in_chunks(X, -(-SAMPLES_AT_ONCE // len(layers)))
+    for x in batches:
         passed = forward_pass(network, modules, x)
-        if exact:
-            for layer, module in modules.items():
-                if obstacle := passed.obstacle(layer, module.weight):
-                    raise ValueError(
-                        f"the logits are not piecewise linear in the weights of {layer!r}: {obstacle}. "
-                        f"layer_gauss_newton gives the generalized Gauss-Newton matrix, {_products_of(layer)}"
-                    )
-        for layer, factors in _factors(passed).items():
-            calls = [_positions(modules[layer], call, B) for call, B in zip(passed.calls[layer], factors, strict=True)]
+        check_logits(passed.logits, len(x))
+        for layer, module in modules.items():
+            if reason := _use_that_cannot_be_done(passed, layer, module, len(x)):
+                raise ValueError(f"{reason}. {products[layer]}")
+            if exact and (obstacle := passed.obstacle(layer, module.weight)):
+                raise ValueError(
+                    f"the logits are not piecewise linear in the weights of {layer!r}: {obstacle}. "
+                    f"layer_gauss_newton gives the generalized Gauss-Newton matrix. {products[layer]}"
+                )
+        alone = len(batches) == 1 or passes_alone(network, x, passed.logits.detach())
+        factors = _factors(passed) if alone else None
+        if factors is None:
+            raise ValueError(f"the network mixes the samples. {products[layers[0]]}")
+        for layer in layers:
+            calls = [
+                _positions(modules[layer], *pair) for pair in zip(passed.calls[layer], factors[layer], strict=True)
+            ]
             inputs, B = (torch.cat(part, 1) for part in zip(*calls, strict=True))
             alone = isinstance(modules[layer], nn.Linear) and inputs.shape[1] == 1
             parts[layer].append((inputs[:, 0], B[:, 0]) if alone else _summed(inputs, B))
+            if len(parts[layer][-1]) != len(parts[layer][0]):
+                raise ValueError(f"{layer!r} is called at one position in some batches only. {products[layer]}")
     found: dict[str, LayerGaussNewton | WeightSharingGaussNewton] = {}
     for layer in layers:
         columns = list(zip(*parts.pop(layer), strict=True))
@@ -269,71 +286,72 @@ def _curvatures(
     return found
 
 
-def _products_of(layer: str) -> str:
-    return f"FullHessian(network, X, y, parameters=['{layer}.weight']) products with the exact Hessian"
+def _products(network: nn.Module, layer: str) -> str:
+    """What can be had instead, for the parameters that make the weights of a layer."""
+    weight, every = network.get_submodule(layer).weight, dict(network.named_parameters())
+    names = [name for name, p in every.items() if p is weight] or [n for n in every if n.startswith(f"{layer}.")]
+    return f"FullHessian(network, X, y, parameters={names}) has exact products"
 
 
-def _check_kind(layer: str, module: nn.Module) -> None:
-    """Whether the output is the weights times inputs that can be had."""
-    kind, names = type(module).__name__, f"{_products_of(layer)} can be had"
+def _kind_that_cannot_be_done(module: nn.Module) -> str:
+    """Why the output of a layer need not be its weights times inputs that can be had; empty if it is."""
+    kind = type(module)
     if not isinstance(module, nn.Linear | nn.Conv2d):
-        raise ValueError(f"{layer!r} is a {kind}: only linear layers and 2-d convolutions can be done. {names}")
-    if type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward):
-        raise ValueError(f"{layer!r} is a {kind} with a forward of its own, which need not be linear. {names}")
+        return f"is a {kind.__name__}: only linear layers and 2-d convolutions can be done"
+    own = "forward" in vars(module) or kind.forward not in (nn.Linear.forward, nn.Conv2d.forward)
+    if own or getattr(kind, "_conv_forward", None) not in (None, nn.Conv2d._conv_forward):
+        return f"is a {kind.__name__} with a forward of its own, which need not be linear"
     if "weight" not in module._parameters:
-        raise ValueError(f"the weight of {layer!r} is made of other parameters (a parametrization). {names}")
+        return "has weights made of other parameters"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
-        raise ValueError(f"{layer!r} has {module.groups} groups: one group alone has Kronecker factors. {names}")
+        return f"has {module.groups} groups, and one group alone has Kronecker factors"
+    return ""
 
 
-def _check_samples(network: nn.Module, modules: dict[str, nn.Module], X: Tensor) -> None:
-    """Whether the network uses the layers and gives logits, the same for a sample alone as for one among others."""
-    if not len(X):
-        raise ValueError("a Hessian needs at least one sample, got none")
-    weight = next(iter(modules.values())).weight
-    if X.device != weight.device or (X.is_floating_point() and X.dtype != weight.dtype):
-        raise ValueError(f"the samples are {X.dtype} on {X.device}, the network is {weight.dtype} on {weight.device}")
-    some = forward_pass(network, modules, X[:2])
-    check_logits(some.logits, len(X[:2]))
-    for layer, module in modules.items():
-        names = f"{_products_of(layer)} can be had"
-        if not all(call.output.requires_grad for call in some.calls[layer]) or not some.calls[layer]:
-            raise ValueError(f"the forward pass does not call {layer!r} with gradients. {names}")
-        if some.used_elsewhere(layer, module.weight):
-            raise ValueError(f"the weights of {layer!r} are used elsewhere too, tied or in a function. {names}")
-    inputs = [call.inputs for calls in some.calls.values() for call in calls]
-    good = not draws_at_random(network, X[:2]) and passes_alone(network, X[:2], some.logits.detach())
-    alone = forward_pass(network, modules, X[:1]).calls if good else {}
-    if [call.inputs.shape for calls in alone.values() for call in calls] != [one[:1].shape for one in inputs]:
-        raise ValueError(
-            "a sample alone does not pass as one among others: the network draws at random, mixes the samples, or has "
-            "them in another dimension than the first"
-        )
+def _use_that_cannot_be_done(passed: ForwardPass, layer: str, module: nn.Module, samples: int) -> str:
+    """What a forward pass does with a layer that its Hessian cannot be had of; empty if there is nothing."""
+    calls = passed.calls[layer]
+    if not calls or not all(call.output.requires_grad for call in calls):
+        return f"the forward pass does not call {layer!r} with gradients"
+    if passed.used_elsewhere(layer, module.weight):
+        return f"the weights of {layer!r} are used elsewhere too, tied or in a function"
+    if any(len(call.inputs) != samples or not call.output.numel() for call in calls):
+        shapes = [tuple(call.inputs.shape) for call in calls]
+        return f"{layer!r} is called with {shapes}, where the first dimension is not that of the {samples} samples"
+    kinds = {passed.logits.dtype, *(t.dtype for call in calls for t in (call.inputs, call.output))}
+    if kinds != {module.weight.dtype}:
+        return f"{layer!r} does not compute in one precision, but in {sorted(map(str, kinds))}"
+    return ""
 
 
-def _factors(passed: ForwardPass) -> dict[str, list[Tensor]]:
-    """B = GᵀS of every call of every layer, (N, *output, c)."""
+def _factors(passed: ForwardPass) -> dict[str, list[Tensor]] | None:
+    """B = GᵀS of every call of every layer, (N, *output, c); None where the logits of a sample depend on others."""
     logits = passed.logits
     p = logits.detach().softmax(1)
     root = p.sqrt()
     S = torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
     outputs = [call.output for calls in passed.calls.values() for call in calls]
     if not logits.requires_grad:  # they do not depend on the layers
-        return {
-            layer: [torch.zeros(*call.output.shape, S.shape[2]).to(logits) for call in calls]
-            for layer, calls in passed.calls.items()
-        }
-    last = S.shape[2] - 1
+        logits = logits + sum(0 * output.sum() for output in outputs)
+    generator = torch.Generator(logits.device).manual_seed(0)
+    signs, scale = (torch.randn(n, generator=generator, device=S.device, dtype=S.dtype) for n in (S.shape[2], len(S)))
+    # A row of the last is scaled by a number of its own, and so is its derivative, if it depends on no other row.
+    columns = [*S.unbind(2), (S @ signs) * scale[:, None]]
     try:
-        columns = [
-            torch.autograd.grad(logits, outputs, S[:, :, r], retain_graph=r < last, materialize_grads=True)
-            for r in range(last + 1)
+        found = [
+            torch.autograd.grad(logits, outputs, column, retain_graph=column is not columns[-1], materialize_grads=True)
+            for column in columns
         ]
     except RuntimeError as error:  # a tensor that is needed was changed in place
         reason = str(error).partition("\n")[0]
         raise ValueError(f"torch cannot differentiate the network: {reason}") from error
-    factors = iter([torch.stack(column, -1) for column in zip(*columns, strict=True)])
-    return {layer: [next(factors) for _ in calls] for layer, calls in passed.calls.items()}
+    factors = [torch.stack(column[:-1], -1) for column in zip(*found, strict=True)]
+    for B, scaled in zip(factors, found[-1], strict=True):
+        expected = (B @ signs) * scale.view(-1, *[1] * (B.ndim - 2))
+        if (expected - scaled).abs().max() > torch.finfo(B.dtype).eps ** 0.5 * B.abs().max():
+            return None
+    each = iter(factors)
+    return {layer: [next(each) for _ in calls] for layer, calls in passed.calls.items()}
 
 
 def _positions(module: nn.Module, call: Call, B: Tensor) -> tuple[Float[Tensor, "N P n"], Float[Tensor, "N P m r"]]:
@@ -341,9 +359,15 @@ def _positions(module: nn.Module, call: Call, B: Tensor) -> tuple[Float[Tensor, 
     x = call.inputs
     if isinstance(module, nn.Linear):
         return x.reshape(len(x), -1, x.shape[-1]), B.reshape(len(x), -1, *B.shape[-2:])
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode)
-    unfolded = nn.functional.unfold(x, module.kernel_size, module.dilation, 0, module.stride)
+    kernel, padding = module.weight.shape[2:], module.padding
+    if module.padding_mode != "zeros":  # as its forward has it
+        x, padding = nn.functional.pad(x, module._reversed_padding_repeated_twice, module.padding_mode), 0
+    elif padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, kernel, strict=True)][::-1]
+        x, padding = nn.functional.pad(x, [side for t in total for side in (t // 2, t - t // 2)]), 0
+    elif padding == "valid":
+        padding = 0
+    unfolded = nn.functional.unfold(x, kernel, module.dilation, padding, module.stride)
     return unfolded.mT, B.flatten(2, 3).transpose(1, 2)
 
 

@@ -4,7 +4,8 @@ Read from the graph that autograd records, so that functions called in a ``forwa
 operations that are known to be linear, piecewise linear or linear in each argument pass.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -33,9 +34,10 @@ LINEAR_IN_FIRST = frozenset("Div NativeBatchNorm CudnnBatchNorm MiopenBatchNorm"
 
 @dataclass(frozen=True)
 class Call:
-    """One application of a layer: what it was given, and what it gave."""
+    """One application of a layer: what it was given, where that comes from, and what it gave."""
 
     inputs: Tensor
+    source: Node | None
     output: Tensor
 
 
@@ -66,32 +68,41 @@ class ForwardPass:
     def obstacle(self, layer: str, weight: nn.Parameter) -> str:
         """What keeps the logits from being piecewise linear in the weights of a layer; empty if they are."""
         for node, places in _dependent(self.logits, weight):
-            kind = node.name().rstrip("0123456789").removesuffix("Backward").rpartition("::")[2]
-            several = len(places) > 1
+            builtin = re.fullmatch(r"(\w+)Backward\d+", node.name())  # functions of somebody's own have no number
+            kind = builtin[1] if builtin else node.name()
+            modulus = kind == "Abs" and node._saved_self.is_complex()
             linear = (
-                kind in PIECEWISE_LINEAR
-                or (kind in MULTILINEAR and not several)
+                (kind in PIECEWISE_LINEAR and not modulus)
+                or (kind in MULTILINEAR and len(places) == 1)
                 or (kind in LINEAR_IN_FIRST and places == [0] and not getattr(node, "_saved_training", False))
             )
             if not linear:
                 if kind in MULTILINEAR and len(self.calls[layer]) > 1:
                     return f"{layer} is applied to what it gave itself"
-                return f"{kind} in {self.where(node)} is not"
+                return f"{kind} in {self.where(node)} is not known to be"
         return ""
 
     def used_elsewhere(self, layer: str, weight: nn.Parameter) -> bool:
         """Whether the logits depend on the weights of a layer in another way than through its calls."""
-        ends = {call.output.grad_fn for call in self.calls[layer]}
-        seen, waiting = set(ends), [self.logits.grad_fn]
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            if getattr(node, "variable", None) is weight:
-                return True
+        calls = self.calls[layer]
+        above = [self.logits.grad_fn, *(call.source for call in calls)]
+        nodes = _above(above, {call.output.grad_fn for call in calls})
+        return any(getattr(node, "variable", None) is weight for node in nodes)
+
+
+def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Node]:
+    """All backward nodes that tensors come from."""
+    return _above([t.grad_fn for t in tensors], set())
+
+
+def _above(waiting: list[Node | None], ends: set[Node]) -> Iterator[Node]:
+    seen = set(ends)
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
             seen.add(node)
+            yield node
             waiting += [below for below, _ in node.next_functions]
-        return False
 
 
 def _dependent(logits: Tensor, leaf: nn.Parameter) -> Iterator[tuple[Node, list[int]]]:
@@ -114,25 +125,38 @@ def _dependent(logits: Tensor, leaf: nn.Parameter) -> Iterator[tuple[Node, list[
 
 
 def forward_pass(network: nn.Module, layers: Mapping[str, nn.Module], x: Tensor) -> ForwardPass:
-    """Pass samples through a network and record what the layers do."""
-    names = {module: name for name, module in layers.items()}
+    """Pass samples through a network and record what the layers do, between hooks that are before and after them.
+
+    Raises
+    ------
+    ValueError
+        If the network does not take the samples.
+    """
     found = ForwardPass(torch.empty(0), {name: [] for name in layers})
-
-    def catch(module: nn.Module, arguments: tuple, named: Mapping[str, object], output: Tensor) -> Tensor:
-        inputs = arguments[0] if arguments else named["input"]
-        call = Call(inputs.detach().clone(), output.clone())
-        found.calls[names[module]].append(call)
-        return call.output.clone()  # what follows may work in place
-
-    handles = [module.register_forward_hook(catch, with_kwargs=True) for module in names]
-    handles += _record_spans(network, found.spans)
+    handles = _record_spans(network, found.spans)
+    for name, module in layers.items():
+        module.forward = _recorded(module.forward, found.calls[name])
     try:
         with torch.enable_grad():
             found.logits = network(x.clone())
+    except RuntimeError as error:
+        given, reason = f"{tuple(x.shape)} {x.dtype}", str(error).partition("\n")[0]
+        raise ValueError(f"the network does not take samples {given}: {reason}") from error
     finally:
+        for module in layers.values():
+            del module.forward
         for handle in handles:
             handle.remove()
     return found
+
+
+def _recorded(forward: Callable[[Tensor], Tensor], calls: list[Call]) -> Callable[[Tensor], Tensor]:
+    def recording(input: Tensor) -> Tensor:
+        call = Call(input.detach().clone(), input.grad_fn, forward(input).clone())
+        calls.append(call)
+        return call.output.clone()  # what follows may work in place
+
+    return recording
 
 
 def _record_spans(network: nn.Module, spans: list[tuple[str, int, int]]) -> list[RemovableHandle]:
@@ -140,7 +164,8 @@ def _record_spans(network: nn.Module, spans: list[tuple[str, int, int]]) -> list
     one, begun = torch.ones((), requires_grad=True), []
 
     def number() -> int:
-        return one.clone().grad_fn._sequence_nr()
+        with torch.inference_mode(False), torch.enable_grad():
+            return one.clone().grad_fn._sequence_nr()
 
     handles: list[RemovableHandle] = []
     for name, module in network.named_modules():

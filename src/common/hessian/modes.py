@@ -4,7 +4,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -20,5 +20,17 @@ def evaluating(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def evaluation_copy(network: nn.Module) -> nn.Module:
-    """A copy of a network in evaluation mode; neither sees what becomes of the other."""
-    return copy.deepcopy(network).eval()
+    """A copy of a network in evaluation mode; neither sees what becomes of the other.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be copied.
+    """
+    # Tensors that were computed from parameters, as weight_norm leaves them, are computed anew in the next pass.
+    kept = [t for module in network.modules() for t in vars(module).values() if isinstance(t, Tensor)]
+    try:
+        return copy.deepcopy(network, {id(t): t.detach().clone() for t in kept if not t.is_leaf}).eval()
+    except Exception as error:  # whatever a module may hold
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"the network cannot be copied: {reason}") from error
