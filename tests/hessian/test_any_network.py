@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from common.hessian.layer import layer_gauss_newton, layer_hessian
+from common.hessian.layer import layer_gauss_newton, layer_hessian, layer_hessians
 from common.hessian.operators import FullHessian
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 
 class Do(nn.Module):
@@ -92,11 +94,8 @@ ODD = [lambda x: x - x.mean(0), lambda x: F.dropout(x, 0.5, True), lambda x: x +
 def pointwise(draw, exact):
     kind = 0.54 * draw.random() if exact else draw.random()
     if kind < 0.55:
-        return (
-            Do(draw.choice(LINEAR_PIECES))
-            if draw.random() < 0.5
-            else nn.ReLU(inplace=not exact and draw.random() < 0.3)
-        )
+        in_place = not exact and draw.random() < 0.3
+        return draw.choice([Do(draw.choice(LINEAR_PIECES)), nn.ReLU(inplace=in_place)])
     if kind < 0.7:
         return nn.Dropout()
     if kind < 0.97:
@@ -308,3 +307,190 @@ def test_what_is_smooth_is_named_and_has_what_is_offered(function):
     assert_close(found, expected)
     assert (expected - dense_hessian(made, "0.weight", X, y)).abs().max() > 0.02 * expected.abs().max()
     assert "Hessian" not in type(found).__name__
+
+
+def net(function, seed=0, samples=7, **parts):
+    """A network whose forward is a function of its parts and the samples, and samples for it."""
+    torch.manual_seed(seed)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, part in parts.items():
+                setattr(self, name, part())
+
+        def forward(self, x):
+            return function(self, x)
+
+    return Net().double(), torch.randn(samples, 4, dtype=torch.float64), torch.arange(samples) % 3
+
+
+def a():
+    return nn.Linear(4, 5)
+
+
+def c():
+    return nn.Linear(5, 3)
+
+
+def routed(s, x):
+    first = x[:, 0] > 0
+    return s.c(torch.cat([s.a(x[first]), s.b(x[~first])]).relu())[torch.argsort(torch.argsort(~first, stable=True))]
+
+
+def in_reverse(s, x):
+    return s.c(s.a(x).relu() + s.a(2 * x.flip(0)).flip(0))
+
+
+class Square(torch.autograd.Function):
+    """With a backward of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+class Once(Square):
+    """With one derivative."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+#: By its name alone it would be piecewise linear.
+Abs = type("Abs", (Square,), {})
+
+
+def modulus(s, x):
+    h = s.a(x)
+    return s.c(torch.cat([(h[:, :2] + 1j * h[:, 2:4]).abs(), h[:, :3]], 1))
+
+
+@pytest.mark.parametrize(
+    ("function", "layer", "line"),
+    [
+        (lambda s, x: s.c(s.a(x).relu() + F.linear(x, s.a.weight)), "a", "'a' are used elsewhere"),
+        (lambda s, x: s.c((s.a(x) + s.a.weight.sum(1)).relu()), "a", "'a' are used elsewhere"),
+        (lambda s, x: s.d(s.c(s.a(x).relu()) + s.d.weight.sum(0)), "d", "'d' are used elsewhere"),
+        (lambda s, x: s.c(s.a(x).relu() + s.b(x[:1])), "b", r"'b' is called with \[\(1, 4\)\]"),
+        (routed, "a", "'a' is called with"),
+        (in_reverse, "a", "mixes the samples"),
+        (lambda s, x: s.c(s.a(x).cumsum(0)), "a", "mixes the samples"),
+        (lambda s, x: s.c(s.a(x / x.abs().max())), "a", "mixes the samples"),
+        (lambda s, x: s.c(Abs.apply(s.a(x))), "a", "AbsBackward in the network's own forward"),
+        (modulus, "a", "Abs in the network's own forward"),
+    ],
+)
+def test_networks_that_a_layer_is_refused_of(function, layer, line):
+    made, X, y = net(function, a=a, b=a, c=c, d=lambda: nn.Linear(3, 3))
+    name = f"{layer}.weight"
+    with pytest.raises(ValueError, match=f"{line}.*FullHessian.*'{name}'"):
+        layer_hessian(made, layer, X)
+    assert_close(FullHessian(made, X, y, parameters=[name]), dense_hessian(made, name, X, y))
+
+
+def test_modules_around_a_layer_are_heeded():
+    """Hooks before and after it, parts of the network that are passed without gradients, arguments by name."""
+    made, X, y = net(lambda s, x: s.c(s.a(input=s.b(x)).relu()), a=lambda: nn.Linear(5, 5), b=a, c=c)
+    made.b.forward = torch.no_grad()(made.b.forward)
+    made.a.register_forward_pre_hook(lambda _, given: given)
+    made.a.register_forward_hook(lambda _m, _x, out: 2 * out)
+    made.c.register_forward_pre_hook(lambda _, given: (3 * given[0],))
+    for layer in ("a", "c"):
+        assert_close(layer_hessian(made, layer, X), dense_hessian(made, f"{layer}.weight", X, y))
+    with pytest.raises(ValueError, match="'b' is a Linear with a forward of its own"):
+        layer_hessian(made, "b", X)
+
+
+class Bounded(nn.Module):
+    def forward(self, x):
+        return x.tanh()
+
+
+def test_weights_that_are_made_of_others_have_the_products_that_are_offered():
+    made, X, y = net(lambda s, x: s.c(s.a(x).relu()), a=a, c=c)
+    nn.utils.parametrize.register_parametrization(made.a, "weight", Bounded())
+    with pytest.raises(ValueError, match="'a' has weights made of other parameters") as refused:
+        layer_hessian(made, "a", X)
+    names = re.findall(r"'(a\.[^']+)'", str(refused.value))
+    assert set(names) == {name for name, _ in made.named_parameters() if name.startswith("a.")}
+    name = "a.parametrizations.weight.original"
+    assert_close(FullHessian(made, X, y, parameters=[name]), dense_hessian(made, name, X, y))
+    assert_close(layer_hessian(made, "c", X), dense_hessian(made, "c.weight", X, y))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_second_derivatives_that_torch_has_wrong_are_refused(norm):
+    made, X, y = net(lambda s, x: s.c(s.a(x).relu()), a=lambda: norm(nn.Linear(4, 5)), c=c)
+    made(X)  # leaves a tensor that is no parameter, of which copies are made
+    with pytest.raises(ValueError, match="made of other parameters"):
+        layer_hessian(made, "a", X)
+    with pytest.raises(ValueError, match="not symmetric"):
+        FullHessian(made, X, y)
+    assert_close(FullHessian(made, X, y, parameters=["c.weight"]), dense_hessian(made, "c.weight", X, y))
+
+
+def test_a_convolution_that_was_altered():
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(1, 2, 4, 4), nn.Flatten(), nn.Linear(2, 3)).double()
+    made[0].padding = (1, 1)
+    X, y = torch.randn(4, 1, 5, 5, dtype=torch.float64), torch.arange(4) % 3
+    assert_close(layer_hessian(made, "0", X), dense_hessian(made, "0.weight", X, y))
+
+
+def test_parameters_that_are_not_used_have_zeros():
+    made, X, y = net(lambda s, x: s.c(s.a(x).relu()), a=a, b=a, c=c)
+    H = dense_of(FullHessian(made, X, y, parameters=["a.weight", "b.weight", "b.bias"]))
+    assert_close(FullHessian(made, X, y, parameters=["a.weight"]), H[:20, :20])
+    assert not H[20:].any() and not H[:, 20:].any()
+    assert not dense_of(FullHessian(made, X, y, parameters=["b.bias"])).any()
+
+
+def test_what_has_one_derivative_alone_is_refused():
+    made, X, y = net(lambda s, x: s.c(s.a(x) + Once.apply(s.a(x))), a=a, c=c)
+    with pytest.raises(ValueError, match="once_differentiable"):
+        FullHessian(made, X, y)
+
+
+def test_lists_of_layers():
+    made, X, _ = net(lambda s, x: s.c(s.a(x).relu()), a=a, c=c)
+    made.e = made.a
+    assert torch.equal(layer_hessian(made, "e", X).B, layer_hessian(made, "a", X).B)
+    assert list(layer_hessians(made, ["c", "c"], X)) == ["c"]
+    for layers in ([], ["a", "e"]):
+        with pytest.raises(ValueError, match="different layers are needed"):
+            layer_hessians(made, layers, X)
+
+
+def counted(s, x):
+    s.passes = getattr(s, "passes", 0) + 1
+    return s.c(s.a(x).relu() * s.passes)
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (lambda s, x: F.dropout(s.c(s.a(x)), 0.5, True), "draws at random"),
+        (counted, "draws at random"),
+        (lambda s, x: s.c(s.a(x).relu() / (x[:, 3:] < 90)), "not finite"),  # of the last sample
+        (lambda s, x: (s.c(s.a(x)), x), "a tuple"),
+        (lambda s, x: s.c(s.a(x))[:, 0], r"gives \(\d,\)"),
+        (lambda s, x: s.c(x), "does not take samples"),
+    ],
+)
+def test_networks_that_have_no_hessian(function, line):
+    made, X, y = net(function, a=a, c=c)
+    X[-1] = 100
+    before = torch.get_rng_state()
+    for make in (lambda: layer_hessian(made, "a", X), lambda: FullHessian(made, X, y)):
+        with pytest.raises(ValueError, match=line):
+            make()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
+from common.hessian.modes import passing
+
 #: Backward nodes of operations that are linear, or piecewise linear, in all arguments that carry a gradient.
 PIECEWISE_LINEAR = frozenset(
     """
@@ -137,11 +139,8 @@ def forward_pass(network: nn.Module, layers: Mapping[str, nn.Module], x: Tensor)
     for name, module in layers.items():
         module.forward = _recorded(module.forward, found.calls[name])
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), passing(x):
             found.logits = network(x.clone())
-    except RuntimeError as error:
-        given, reason = f"{tuple(x.shape)} {x.dtype}", str(error).partition("\n")[0]
-        raise ValueError(f"the network does not take samples {given}: {reason}") from error
     finally:
         for module in layers.values():
             del module.forward

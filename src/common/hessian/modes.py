@@ -34,3 +34,19 @@ def evaluation_copy(network: nn.Module) -> nn.Module:
     except Exception as error:  # whatever a module may hold
         reason = str(error).partition("\n")[0]
         raise ValueError(f"the network cannot be copied: {reason}") from error
+
+
+@contextlib.contextmanager
+def passing(x: Tensor) -> Iterator[None]:
+    """Inside, these samples pass through a network.
+
+    Raises
+    ------
+    ValueError
+        If it does not take them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        given, reason = f"{tuple(x.shape)} {x.dtype}", str(error).partition("\n")[0]
+        raise ValueError(f"the network does not take samples {given}: {reason}") from error
