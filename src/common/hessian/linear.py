@@ -68,8 +68,9 @@ class LinearHessian:
     def __post_init__(self):
         self.X, self.V = self.X.detach(), self.V.detach()
         check_model(self.X, {"V": self.V}, self.loss)
-        if self.V.shape[1] != self.d:
-            raise ValueError(f"V has {self.V.shape[1]} columns but the samples have {self.d} features")
+        if self.probabilities is not None and self.probabilities.shape != (self.N, self.C):
+            given = tuple(self.probabilities.shape)
+            raise ValueError(f"probabilities must have the shape ({self.N}, {self.C}), got {given}")
 
     @property
     def N(self) -> int:
@@ -181,8 +182,13 @@ class LinearHessian:
         ----------
         out
             Where to write it, if it is there already, shape (C d, C d).
+
+        Raises
+        ------
+        ValueError
+            If ``out`` has another shape, or is not of floating point.
         """
-        H = new_matrix(self.X, self.order, self.order) if out is None else out
+        H = new_matrix(self.X, self.order, self.order, out)
         if self.loss == "MSE":
             H.zero_()
         return write_tiles(H, self._tiles())
