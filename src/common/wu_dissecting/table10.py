@@ -191,7 +191,17 @@ def bounds_of_networks(
         The networks that get a learned basis too.
     options
         What :func:`stochastic` takes besides.
+
+    Raises
+    ------
+    ValueError
+        If a learned basis is asked for another network, a seed is given twice, or as :func:`stochastic`.
     """
+    seeds = list(seeds)
+    if unknown := [name for name in learned if name not in networks]:
+        raise ValueError(f"learned bases of {unknown} are asked for, but networks are {list(networks)}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"every seed must be given once, got {seeds}")
 
     def groups(name: str) -> list[list[str]]:
         mixed = [method for method in METHODS if METHODS[method].mixed and name in learned]
