@@ -13,6 +13,7 @@ structure; then products with unit vectors give the columns.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 import torch
@@ -45,10 +46,10 @@ def _places(network: nn.Module, indices: Int[Tensor, " M"]) -> list[_Place]:
         blocks += [(k, parameter) for parameter in (layer.weight, layer.bias) if parameter is not None]
     ends = np.cumsum([parameter.numel() for _, parameter in blocks])
     places = []
-    for index in indices.tolist():
-        block = int(np.searchsorted(ends, index, side="right"))
+    for place in indices.tolist():
+        block = int(np.searchsorted(ends, place, side="right"))
         layer, parameter = blocks[block]
-        within = np.unravel_index(index - (ends[block] - parameter.numel()), parameter.shape)
+        within = np.unravel_index(place - (ends[block] - parameter.numel()), parameter.shape)
         out, *source = (int(x) for x in within)
         places.append(_Place(layer, out, tuple(source) if parameter.ndim > 1 else None))
     return places
@@ -247,6 +248,7 @@ def hessian_samples(
         :func:`~common.li_adaptive.hinge_hessian.margins` says.
     """
     count = sum(p.numel() for p in network.parameters())
+    batch_size, at_once = index(batch_size), index(at_once)
     if batch_size < 1 or at_once < 1 or len(y) < 1:
         given = f"{batch_size} of {len(y)}, {at_once} products at once"
         raise ValueError(f"batches of at least one sample are needed, got {given}")

@@ -1,6 +1,7 @@
 """The Hessian of Li: of the mean hinge loss by the parameters of a network, and two matrices to hold beside it."""
 
 from collections.abc import Sequence
+from operator import index
 
 import numpy as np
 import torch
@@ -138,7 +139,7 @@ def hinge_hessian(
     if standardized or not passes_alone(network, x[:2], outputs(network, x[:2])):
         batches = [(x, y)]
     else:
-        batches = list(zip(x[active].split(batch_size), y[active].split(batch_size), strict=True))
+        batches = list(zip(x[active].split(index(batch_size)), y[active].split(index(batch_size)), strict=True))
     operator = HingeHessian(network, parameters, batches, len(y))
     probe = torch.randn(operator.shape[0], generator=torch.Generator().manual_seed(0))
     return operator if (operator @ probe.to(operator.device, operator.dtype)).any() else zero

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ def labelled(name: str, samples: int, seed: int) -> Labelled:
     parts = _NAME.fullmatch(name)
     if not parts:
         raise ValueError(f"unknown network {name!r}; known are T-600, T-300^2, R-600, T-200^2_10, ...")
+    samples, seed = index(samples), index(seed)
     train = images.load("MNIST", samples=samples or None, seed=DATA + seed)
     test = images.load("MNIST", split="test")
     classes = 10 if parts[3] else 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from jaxtyping import Float, Int
@@ -303,7 +304,9 @@ class Trainings:
         X /= X.std((0, 2, 3), keepdim=True)
         y = found.y
         if self.data.endswith(RANDOM):
-            y = torch.randint(CLASSES[self.origin], (len(y),), generator=torch.Generator().manual_seed(self.seed))
+            y = torch.randint(
+                CLASSES[self.origin], (len(y),), generator=torch.Generator().manual_seed(index(self.seed))
+            )
         return X, y, found.source
 
 

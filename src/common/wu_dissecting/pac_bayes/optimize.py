@@ -8,6 +8,7 @@ batch instead of one for all, equal in the mean, less noise.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from jaxtyping import Float, Int
@@ -287,7 +288,7 @@ def tighten(
     check_labelled(prior_weights, X, y)
     if len({method.mixed for method in methods}) != 1:
         raise ValueError("all methods, at least one, must have learned bases, or none")
-    y = y.long()
+    y, seed = y.long(), index(seed)
     q = Posteriors.start(weights, prior_weights, len(methods), mixed=methods[0].mixed)
     first = eigenvectors(X.T @ X / N)  # of the first layer, for all time
     chosen = torch.randperm(N, generator=torch.Generator().manual_seed(seed))[: schedule.hessian_samples]

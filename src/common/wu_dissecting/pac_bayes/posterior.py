@@ -15,6 +15,7 @@ drawn from Q, at the cost of two products a layer, and samples that pass togethe
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from jaxtyping import Float, Int
@@ -211,7 +212,7 @@ def count_errors(q: Posteriors, X: Float[Tensor, "N n"], y: Int[Tensor, " N"], d
     check_labelled(q.prior_weights, X, y)
     if draws < 1:
         raise ValueError(f"the number of draws must be at least 1, got {draws}")
-    generator = torch.Generator(y.device).manual_seed(seed)
+    generator = torch.Generator(y.device).manual_seed(index(seed))
     seen, variances, wrong = q.rotated(X), q.variances(), y.new_zeros(len(q.half_log_prior))
     drawn = torch.randint(len(y), (draws,), generator=generator, device=y.device).sort().values
     for rows in drawn.split(DRAWS_AT_ONCE):
