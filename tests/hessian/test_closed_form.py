@@ -438,3 +438,18 @@ def test_weights_of_samples_are_not_broadcast():
     with pytest.raises(ValueError, match="number of samples N must be at least 1"):
         weighted_block_norms(X[:0], weights[:0])
     close(weighted_gram_norms(squared_gram(X), weights.double()), weighted_block_norms(X, weights), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_model_that_is_sure_leaves_has_all_its_digits(dtype):
+    v = torch.tensor([40.25, 29.5], dtype=dtype)  # logits 69.75 and 0
+    H = HiddenLayerHessian(torch.ones(1, 1, dtype=dtype), torch.ones(2, 1, dtype=dtype),
+                           torch.stack([v, 0 * v]), torch.tensor([0]), "CE")  # fmt: skip
+    p = math.exp(-69.75) / (1 + math.exp(-69.75))
+    expected = p * (1 - p) * torch.outer(v, v)
+    tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 1e-12, "atol": 0}
+    torch.testing.assert_close(H.ww(), expected, **tolerance)
+    # v_k A_11 for the likeliest class, and the residual p - 1 where both belong to one neuron
+    first = p * (1 - p) * v[:, None].expand(2, 2) - p * torch.eye(2, dtype=dtype)
+    torch.testing.assert_close(H.wv()[:, :2], first, **tolerance)
+    torch.testing.assert_close(H.tile(slice(0, 2), slice(2, 4)), first, **tolerance)

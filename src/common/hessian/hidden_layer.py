@@ -134,9 +134,16 @@ class HiddenLayerHessian:
         return self.output_layer.X
 
     @cached_property
-    def _v_mean(self) -> Tensor:
-        """Σ_c p_nc v_ck, shape (N, m), in float64."""
-        return self.output_layer.p @ self.V.double()
+    def _v_means(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """v of the likeliest class, Σ p v over the others, and Σ p v over all without and with the former off.
+
+        Each (N, m), in float64; where the model is sure, the second and the last are small and have all their digits.
+        """
+        top, _, complement = self.output_layer.top
+        likeliest = self.V.double()[top[:, 0]]
+        others = self.output_layer.others @ self.V.double()
+        change = others - complement * likeliest
+        return likeliest, others, likeliest + change, change
 
     def _curvature(self, k: Tensor, l: Tensor) -> Tensor:
         """v_kᵀ A_n v_l a_nk a_nl for B pairs of neurons, shape (N, B), in float64: the scalars of (8) and (14)."""
@@ -144,7 +151,8 @@ class HiddenLayerHessian:
         if self.loss == "MSE":
             curvature = 2 * pair.sum(dim=0)
         else:
-            curvature = self.output_layer.p @ pair - self._v_mean[:, k] * self._v_mean[:, l]
+            likeliest, others, mean, change = self._v_means
+            curvature = self.output_layer.others @ pair - others[:, k] * likeliest[:, l] - mean[:, k] * change[:, l]
         return curvature * (self.active[:, k] & self.active[:, l])
 
     @cached_property
@@ -160,12 +168,12 @@ class HiddenLayerHessian:
 
     def _response(self, k: int, samples: Tensor) -> Tensor:
         """(A_n v_k)_j = p_nj (v_jk - Σ_c p_nc v_ck) under CE for some samples, shape (n, C)."""
-        mean = self._v_mean[samples, k, None]
+        mean, change = (of_all[samples, k, None] for of_all in self._v_means[2:])
         top, p, _ = (of_top[samples] for of_top in self.output_layer.top)
         response = (self.V[:, k].to(self.X.dtype) - mean.to(self.X.dtype)).mul_(
             self.output_layer._p.index_select(0, samples)
         )
-        return response.scatter_(1, top, (p * (self.V[:, k].double()[top] - mean)).to(self.X.dtype))
+        return response.scatter_(1, top, (-p * change).to(self.X.dtype))
 
     # The blocks ...............................................................................................
 

@@ -108,6 +108,11 @@ class LinearHessian:
         return top, p, self.p.scatter(1, top, 0).sum(dim=1, keepdim=True)
 
     @cached_property
+    def others(self) -> Float[Tensor, "N C"]:
+        """Probabilities with 0 for the likeliest class of each sample, shape (N, C), in float64."""
+        return self.p.scatter(1, self.top[0], 0)
+
+    @cached_property
     def _p(self) -> Tensor:
         return self.p.to(self.X.dtype)
 
