@@ -252,3 +252,15 @@ def test_numbers_of_numpy_are_those_of_python():
     assert torch.equal(*numbers)
     with pytest.raises(ValueError, match="number of samples must be at least 1, got -1"):
         zero_against_rest("MNIST", split="test", seed=0, samples=2).first(-1)
+
+
+def test_samples_are_left_as_they_are_by_a_layer_that_works_in_place():
+    made, X, y = problem()
+    made, before, places = nn.Sequential(nn.ReLU(inplace=True), *made), X.clone(), torch.arange(3)
+    expected = by_autograd(made, X, y)
+    torch.testing.assert_close(formed_hessian(made, X, y), expected)
+    torch.testing.assert_close(hinge_hessian(made, X, y) @ torch.eye(25).double(), expected)
+    torch.testing.assert_close(hessian_samples(made, X, y, places, places, batch_size=4)[0], expected[:3, :3])
+    gradient_size(made, X, y)
+    take_steps(made, [(X, y)], (X, y), constant=0.1)
+    assert torch.equal(X, before)

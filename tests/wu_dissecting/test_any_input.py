@@ -98,6 +98,9 @@ def test_gradients_of_logits_leave_a_network_in_training_as_it_is():
     torch.testing.assert_close(first.gamma_centres, again.gamma_centres)
     torch.testing.assert_close(first.gamma_centres, logit_gradients(made.eval(), "fc1", H, X, y).gamma_centres)
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+    rectified, seen = nn.Sequential(nn.ReLU(inplace=True), *made), X.clone()
+    logit_gradients(rectified, "5", layer_hessian(rectified, "5", X), X, y)
+    assert torch.equal(X, seen)
     assert torch.equal(generator, torch.get_rng_state())
 
 

@@ -50,7 +50,7 @@ def margins(network: nn.Module, x: Float[Tensor, "N *shape"], y: Float[Tensor, "
     with evaluating(network):
         if draws_at_random(network, x[:2]):
             raise ValueError("the network draws at random: a Hessian needs the same outputs for the same samples")
-    T = outputs(network, x)
+    T = outputs(network, x.clone())  # a layer may work in place
     check_outputs(T, y)
     if not T.isfinite().all():
         raise ValueError("the network gives outputs that are not finite")
@@ -136,7 +136,7 @@ def hinge_hessian(
     if not active.any():
         return zero
     standardized = any(isinstance(module, BatchStandardize) for module in network.modules())
-    if standardized or not passes_alone(network, x[:2], outputs(network, x[:2])):
+    if standardized or not passes_alone(network, x[:2], outputs(network, x[:2].clone())):
         batches = [(x, y)]
     else:
         batches = list(zip(x[active].split(index(batch_size)), y[active].split(index(batch_size)), strict=True))

@@ -171,7 +171,7 @@ def take_steps(
     risks, sizes, accuracy, exploded = [], [], [], False
     for k, (x, y) in enumerate(batches):
         if k % every == 0:
-            found = outputs(network, test[0])
+            found = outputs(network, test[0].clone())
             check_outputs(found, test[1])
             accuracy.append(float((test[1] * found > 0).float().mean()))
         with torch.enable_grad():

@@ -79,7 +79,7 @@ def logit_gradients(
         torch.einsum("zmj,zn->jmn", H.B[rows], H.X[rows]).flatten(1) / rows.sum() for rows in of_class
     ])  # fmt: skip
     with torch.no_grad(), evaluating(network):
-        p = torch.cat([network(x) for x in X.split(1000)]).softmax(1)
+        p = torch.cat([network(x.clone()) for x in X.split(1000)]).softmax(1)
     root = p.sqrt()
     mean_root = (torch.diag_embed(root) - root[:, :, None] * p[:, None, :]).mean(0)  # E[Q]
     centres = mean_root @ later_weights(network, layer)
