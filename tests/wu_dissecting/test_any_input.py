@@ -38,7 +38,7 @@ from common.wu_dissecting.pac_bayes.bound import Confidence, complexity, pac_bay
 from common.wu_dissecting.pac_bayes.optimize import METHODS, Schedule, tighten
 from common.wu_dissecting.pac_bayes.posterior import Posteriors, count_errors
 from common.wu_dissecting.theorem_4 import distances_at_width
-from common.wu_dissecting.trained import Trainings
+from common.wu_dissecting.trained import Trainings, of_all_schemes
 
 
 def check(draw):
@@ -177,6 +177,7 @@ def test_sizes_that_no_theorem_training_or_table_has():
         (lambda: distances_at_width(2, 5, 4, samples=20, generator=generator), "as many hidden units"),
         *((lambda change=change: Trainings(**training | change), "at least one member, and no negative")
           for change in ({"members": 0}, {"epochs": -1}, {"samples": -8})),
+        (lambda: of_all_schemes("F-4", "MNIST", members=[1, 2], epochs=1, samples=8, seed=0), "one number for each of"),
         (lambda: table10.bounds_of_networks(["T-600"], ["T-60"], seeds=[0]), r"learned bases of \['T-60'\]"),
         (lambda: table10.bounds_of_networks(["T-600"], [], seeds=[0, 0]), "every seed must be given once"),
     ])  # fmt: skip

@@ -363,7 +363,15 @@ def dissected(name: str, data: str, **defining: object) -> Dissected:
 def of_all_schemes(
     name: str, data: str, *, members: Sequence[int], epochs: int, samples: int, seed: int
 ) -> list[Trainings]:
-    """Equal networks trained by each of :data:`SCHEMES`, so many of each, on the same samples, all seeds different."""
+    """Equal networks trained by each of :data:`SCHEMES`, so many of each, on the same samples, all seeds different.
+
+    Raises
+    ------
+    ValueError
+        If there is not one number of members for each scheme, or one is negative.
+    """
+    if len(members) != len(SCHEMES):
+        raise ValueError(f"members must be one number for each of {list(SCHEMES)}, got {list(members)}")
     return [
         Trainings(name, data, number, epochs, samples, seed, scheme, first=sum(members[:k]))
         for k, (scheme, number) in enumerate(zip(SCHEMES, members, strict=True)) if number
