@@ -16,6 +16,10 @@ from common.li_adaptive.networks import BatchStandardize, perceptron
 from common.li_adaptive.normalization import gradient_size, single_gradients, take_steps
 
 
+#: A module without weights may stand at several places.
+SHARED = nn.ReLU()
+
+
 def vectors(draw, n):
     m = draw.randint(1, 4)
     parts = [nn.Linear(n, m, bias=draw.random() < 0.6)]
@@ -25,7 +29,7 @@ def vectors(draw, n):
                 [nn.LayerNorm(m), nn.BatchNorm1d(m), BatchStandardize(), nn.GELU(), nn.BatchNorm1d(m, affine=False)]
             )
         )
-    return [*parts, draw.choice([nn.ReLU(), nn.ReLU(inplace=True), nn.Dropout()])], m
+    return [*parts, draw.choice([nn.ReLU(), SHARED, SHARED, nn.ReLU(inplace=True), nn.Dropout()])], m
 
 
 def images(draw, n):
@@ -236,6 +240,15 @@ def test_a_layer_that_is_used_twice_is_refused():
     shared = nn.Linear(4, 4)
     made, places = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), *perceptron([4])), torch.arange(3)
     one_line(lambda: hessian_samples(made, torch.ones(2, 4), torch.ones(2), places, places, batch_size=2), "used twice")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_layer_that_is_applied_at_several_positions_is_refused():
+    made, places = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Flatten(), *perceptron([8])), torch.arange(3)
+    samples = -torch.ones(2, 2, 3), -torch.ones(2)
+    one_line(lambda: hessian_samples(made, *samples, places, places, batch_size=2), r"layer '0' needs inputs \(N, n\)")
+    with pytest.raises(TypeError, match=r"must be an nn.Sequential of layers, got Noisy"):
+        hessian_samples(Noisy(), torch.ones(2), torch.tensor([1.0, -1.0]), places[:0], places[:0], batch_size=2)
 
 
 @pytest.mark.usefixtures("unchecked")

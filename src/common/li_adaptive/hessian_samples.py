@@ -66,7 +66,9 @@ class _Linearized:
         pre_activations: list[Tensor] = []
         after: list[tuple[str, Tensor | tuple]] = []  # what comes before the first layer changes none of this
         a = x
-        for module in network:
+        for name, module in network._modules.items():  # some perhaps at several places
+            if isinstance(module, nn.Linear) and a.ndim != 2:
+                raise ValueError(f"layer {name!r} needs inputs (N, n), got {tuple(a.shape)}; flatten them before it")
             if isinstance(module, nn.Conv2d | nn.Linear):
                 self.layers.append(module)
                 self.inputs.append(a.detach())
@@ -149,6 +151,8 @@ def _window(layer: nn.Conv2d, channel: Float[Tensor, "S height width"], offset: 
 
 def _check_layers(network: nn.Sequential) -> None:
     """Whether the network is of the kinds of layers that are differentiated by hand."""
+    if not isinstance(network, nn.Sequential):
+        raise TypeError(f"the network must be an nn.Sequential of layers, got {type(network).__name__}")
     layers = [module for module in network if isinstance(module, nn.Conv2d | nn.Linear)]
     weights = [parameter for layer in layers for parameter in layer.parameters()]
     if len(set(weights)) < len(weights):
