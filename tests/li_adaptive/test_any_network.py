@@ -15,7 +15,6 @@ from common.li_adaptive.hinge_hessian import BipartitePart, TridiagonalGOE, form
 from common.li_adaptive.networks import BatchStandardize, perceptron
 from common.li_adaptive.normalization import gradient_size, single_gradients, take_steps
 
-
 #: A module without weights may stand at several places.
 SHARED = nn.ReLU()
 
