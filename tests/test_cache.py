@@ -10,6 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -354,3 +355,13 @@ def test_a_killed_process_loses_nothing_and_two_at_once_make_it_once(tmp_path, f
     with nothing_made():
         found = cached(train_full_batch, arguments)
     assert_same(found, arguments)
+
+
+def test_numbers_of_numpy_are_those_of_python(folder):
+    arguments = arguments_of()
+    found = cached(train_full_batch, arguments)
+    same = arguments | {"steps": np.int64(50), "lr": np.float64(1e-2), "keep": [np.int64(t) for t in (0, 20, 50)]}
+    with nothing_made():
+        again = cached(train_full_batch, same)
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    assert cache.file_of(train_full_batch, same) == cache.file_of(train_full_batch, arguments)

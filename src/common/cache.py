@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,8 +101,19 @@ def _as_json(value: object) -> object:
         return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": _digest(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return vars(value)
+    if isinstance(value, np.generic):
+        return value.item()
     kinds = "numbers, strings, lists, mappings, dataclasses and tensors"
     raise TypeError(f"a key holds {kinds}; got {type(value).__name__}")
+
+
+def _plain(value: object) -> object:
+    """Arguments with Python's numbers in the place of NumPy's, which torch does not take for seeds."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _dataclasses(value: object) -> set[type]:
@@ -258,6 +270,7 @@ def cached(make: Callable, arguments: Mapping[str, object], **unkeyed: object) -
         If the disk is full; the files that were there are whole, and the last checkpoint is among them. If the result
         is missing, and its folder cannot be written to.
     """
+    arguments = _plain(arguments)
     description = describe(make, arguments)
     path = _file(make, description)
     name = f"{path.parent.name}/{path.stem}"

@@ -405,3 +405,51 @@ def test_probabilities_are_those_of_activations_before_they_are_rounded():
     rounded = LinearHessian(H.output_layer.X, H.V, "CE").p
     assert (rounded - p).abs().max() > 1e-7
     close(LinearHessian(H.output_layer.X, H.V, "CE", probabilities=p).matrix(), H.vv())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_labels_and_places_of_any_type_and_room_that_does_not_fit():
+    H = hidden(6, 3, 2, 4, "CE")
+    expected = H.matrix()
+    for y in (H.y.to(torch.uint8), H.y.int()):
+        assert torch.equal(HiddenLayerHessian(H.X, H.W, H.V, y, "CE").matrix(), expected)
+    close(H.tile(torch.tensor(3), 5), expected[3:4, 5:6])
+    for out in (torch.zeros(15, 15), torch.zeros(H.order, H.order, dtype=torch.long)):
+        for call in (H.matrix, H.output_layer.matrix, H.ww):
+            with pytest.raises(ValueError, match=r"out must be a floating-point matrix of shape"):
+                call(out=out)
+    with pytest.raises(ValueError, match=r"probabilities must have the shape \(6, 4\), got \(6, 1\)"):
+        LinearHessian(H.X, torch.ones(4, 3), "CE", torch.ones(6, 1))
+    with pytest.raises(ValueError, match="number of pixels must be at least 1, got nan"):
+        H.image(math.nan)
+    with pytest.raises(ValueError, match="at least one row and column"):
+        PooledImage(0, 3, 2, "mean", torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_weights_of_samples_are_not_broadcast():
+    X, weights = torch.randn(6, 3), torch.randn(6, 2)
+    for call in (
+        lambda: weighted_gram(X, weights[:1, 0]), lambda: weighted_gram(X, weights), lambda: weighted_gram(X.long(), X),
+        lambda: weighted_block_norms(X, weights[:, 0]), lambda: weighted_gram_norms(squared_gram(X), weights[:1]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"weights need [12] dimensions and a row for each row"):
+            call()
+    with pytest.raises(ValueError, match="number of samples N must be at least 1"):
+        weighted_block_norms(X[:0], weights[:0])
+    close(weighted_gram_norms(squared_gram(X), weights.double()), weighted_block_norms(X, weights), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_model_that_is_sure_leaves_has_all_its_digits(dtype):
+    v = torch.tensor([40.25, 29.5], dtype=dtype)  # logits 69.75 and 0
+    H = HiddenLayerHessian(torch.ones(1, 1, dtype=dtype), torch.ones(2, 1, dtype=dtype),
+                           torch.stack([v, 0 * v]), torch.tensor([0]), "CE")  # fmt: skip
+    p = math.exp(-69.75) / (1 + math.exp(-69.75))
+    expected = p * (1 - p) * torch.outer(v, v)
+    tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 1e-12, "atol": 0}
+    torch.testing.assert_close(H.ww(), expected, **tolerance)
+    # v_k A_11 for the likeliest class, and the residual p - 1 where both belong to one neuron
+    first = p * (1 - p) * v[:, None].expand(2, 2) - p * torch.eye(2, dtype=dtype)
+    torch.testing.assert_close(H.wv()[:, :2], first, **tolerance)
+    torch.testing.assert_close(H.tile(slice(0, 2), slice(2, 4)), first, **tolerance)

@@ -48,5 +48,20 @@ def test_bad_input_is_named():
     weights = lecun_weights([3, 2], generator)
     with pytest.raises(ValueError, match="layer must be between 0 and 0"):
         neuron_block_norms(weights, torch.ones(1, 3), "CE", 1, 1)
-    with pytest.raises(ValueError, match="CE or MSE"):
+    with pytest.raises(ValueError, match="'CE' or 'MSE'"):
         neuron_block_norms(weights, torch.ones(1, 3), "hinge", 0, 1)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_networks_and_samples_that_do_not_fit_are_refused():
+    W, V, X = torch.ones(2, 3), torch.ones(4, 2), torch.ones(5, 3)
+    for arguments, message in (
+        (([W, V], X, "CE", 0, -1), "number of neurons must be at least 1, got -1"),
+        (([W, V], X, "CE", 0, 0), "number of neurons must be at least 1, got 0"),
+        (([W, V], X[:0], "CE", 0, 1), "number of samples N must be at least 1"),
+        (([W, V], X * torch.nan, "CE", 0, 1), "X holds values that are not finite"),
+        (([W, V.T], X, "CE", 0, 1), r"weights\[1\] has 4 columns but weights\[0\] has 2 rows"),
+        (([W, V], X[0], "CE", 0, 1), "X must be a matrix"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            neuron_block_norms(*arguments)

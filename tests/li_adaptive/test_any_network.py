@@ -2,16 +2,21 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from common.li_adaptive.data import zero_against_rest
 from common.li_adaptive.hessian_samples import hessian_samples
 from common.li_adaptive.hinge_hessian import BipartitePart, TridiagonalGOE, formed_hessian, hinge_hessian
 from common.li_adaptive.networks import BatchStandardize, perceptron
-from common.li_adaptive.normalization import gradient_size, take_steps
+from common.li_adaptive.normalization import gradient_size, single_gradients, take_steps
+
+#: A module without weights may stand at several places.
+SHARED = nn.ReLU()
 
 
 def vectors(draw, n):
@@ -23,7 +28,7 @@ def vectors(draw, n):
                 [nn.LayerNorm(m), nn.BatchNorm1d(m), BatchStandardize(), nn.GELU(), nn.BatchNorm1d(m, affine=False)]
             )
         )
-    return [*parts, draw.choice([nn.ReLU(), nn.ReLU(inplace=True), nn.Dropout()])], m
+    return [*parts, draw.choice([nn.ReLU(), SHARED, SHARED, nn.ReLU(inplace=True), nn.Dropout()])], m
 
 
 def images(draw, n):
@@ -234,3 +239,40 @@ def test_a_layer_that_is_used_twice_is_refused():
     shared = nn.Linear(4, 4)
     made, places = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), *perceptron([4])), torch.arange(3)
     one_line(lambda: hessian_samples(made, torch.ones(2, 4), torch.ones(2), places, places, batch_size=2), "used twice")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_layer_that_is_applied_at_several_positions_is_refused():
+    made, places = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Flatten(), *perceptron([8])), torch.arange(3)
+    samples = -torch.ones(2, 2, 3), -torch.ones(2)
+    one_line(lambda: hessian_samples(made, *samples, places, places, batch_size=2), r"layer '0' needs inputs \(N, n\)")
+    with pytest.raises(TypeError, match=r"must be an nn.Sequential of layers, got Noisy"):
+        hessian_samples(Noisy(), torch.ones(2), torch.tensor([1.0, -1.0]), places[:0], places[:0], batch_size=2)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_those_of_python():
+    made, X, y = problem()
+    places, two = torch.arange(3), np.int64(2)
+    whole = hinge_hessian(made, X, y) @ torch.eye(25).double()
+    torch.testing.assert_close(hinge_hessian(made, X, y, batch_size=two) @ torch.eye(25).double(), whole)
+    standardized = perceptron([4, 5], standardize=True).double()
+    found = [hessian_samples(standardized, X, y, places, places, batch_size=k, at_once=k) for k in (2, two)]
+    assert torch.equal(*found)
+    assert (single_gradients([8], [2], networks=1, seed=two) == single_gradients([8], [2], networks=1, seed=2)).all()
+    numbers = [zero_against_rest("MNIST", split="test", seed=k, samples=k).y for k in (2, two)]
+    assert torch.equal(*numbers)
+    with pytest.raises(ValueError, match="number of samples must be at least 1, got -1"):
+        zero_against_rest("MNIST", split="test", seed=0, samples=2).first(-1)
+
+
+def test_samples_are_left_as_they_are_by_a_layer_that_works_in_place():
+    made, X, y = problem()
+    made, before, places = nn.Sequential(nn.ReLU(inplace=True), *made), X.clone(), torch.arange(3)
+    expected = by_autograd(made, X, y)
+    torch.testing.assert_close(formed_hessian(made, X, y), expected)
+    torch.testing.assert_close(hinge_hessian(made, X, y) @ torch.eye(25).double(), expected)
+    torch.testing.assert_close(hessian_samples(made, X, y, places, places, batch_size=4)[0], expected[:3, :3])
+    gradient_size(made, X, y)
+    take_steps(made, [(X, y)], (X, y), constant=0.1)
+    assert torch.equal(X, before)

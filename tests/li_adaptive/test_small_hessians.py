@@ -94,6 +94,7 @@ def test_samples_and_sizes_that_do_not_fit_are_refused():
     for call, message in (
         (lambda: diagonal_share(H, [1, 2]), r"add up to the dimension 4, got \[1, 2\]"),
         (lambda: largest_diagonal_entry(H[0], [3, 2]), "add up to the dimension 4"),
+        (lambda: goe_asymmetries(0, 2, np.random.default_rng(0)), "dimension must be at least 1, got 0"),
         (lambda: random_hessians([4, 5], 0, x, y, generator), "number of networks must be at least 1"),
         (lambda: random_hessians([4, 5], 1, x, y[:, None], generator), "one label a sample"),
         (lambda: random_hessians([4, 5], 1, x, y * 0, generator), "must be ±1"),

@@ -36,7 +36,15 @@ class SampledValue:
 
     @classmethod
     def of(cls, samples: Float[Tensor, "R"]) -> "SampledValue":
-        """Mean and standard error of independent samples."""
+        """Mean and standard error of independent samples.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two.
+        """
+        if len(samples) < 2:
+            raise ValueError(f"a standard error needs at least 2 independent samples, got {len(samples)}")
         return cls(samples.mean().item(), samples.std().item() / math.sqrt(len(samples)))
 
     def interval(self, width: float = 1.96) -> tuple[float, float]:
@@ -45,7 +53,10 @@ class SampledValue:
 
     def deviation(self, value: float) -> float:
         """How many standard errors ``value`` lies above the sampled one."""
-        return (value - self.value) / self.error
+        difference = value - self.value
+        if self.error == 0:
+            return math.copysign(math.inf, difference) if difference else 0.0
+        return difference / self.error
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -74,6 +85,19 @@ class LinearMoments:
 def _check_classes(C: int, least: int = 2) -> None:
     if C < least:
         raise ValueError(f"the number of classes C must be at least {least}, got {C}")
+
+
+def check_least(least: int, **counts: float) -> None:
+    """See to it that no count is below ``least``.
+
+    Raises
+    ------
+    ValueError
+        If one is.
+    """
+    for name, count in counts.items():
+        if not count >= least:
+            raise ValueError(f"{name} must be at least {least}, got {count}")
 
 
 def _moments_from_power_sums(C: int, s2: Number, s3: Number, s4: Number, s2_squared: Number) -> tuple[Number, ...]:
@@ -134,9 +158,10 @@ def sampled_linear_moments(C: int, draws: int, generator: torch.Generator) -> tu
     Raises
     ------
     ValueError
-        If C < 2.
+        If C < 2 or draws < 2.
     """
     _check_classes(C)
+    check_least(2, draws=draws)
     chunk = max(1, min(draws, 2**21 // C))
     sums = []
     for start in range(0, draws, chunk):
@@ -220,9 +245,10 @@ def hidden_moments(C: int, m: int, draws: int, samples: int, generator: torch.Ge
     Raises
     ------
     ValueError
-        If C < 2, m < 2 or samples < 2.
+        If C < 2, m < 2, samples < 2 or draws < 1.
     """
     _check_classes(C)
+    check_least(1, draws=draws)
     if m < 2 or samples < 2:
         raise ValueError(f"at least 2 neurons and 2 samples are needed, got m = {m} and samples = {samples}")
     upper = torch.triu_indices(m, m, offset=1)
@@ -255,16 +281,19 @@ def hidden_moments(C: int, m: int, draws: int, samples: int, generator: torch.Ge
 
 def h_ii_limit(gamma: float, m: int) -> float:
     """Limit of h_ii as C grows, (30): right as printed, since ξ tends to 1(z_i > 0)/m whatever V."""
+    check_least(1, m=m)
     return (1 + 2 * gamma) / (4 * m**2)
 
 
 def u_ii(gamma: float, C: int, m: int) -> float:
     """E||H_{w_i w_i}||²/d under MSE at any C, where (100) leaves the output weights out; limit (31) is right."""
+    check_least(1, C=C, m=m)
     return C * (C + 2) / m**2 * (1 + 2 * gamma) / 4
 
 
 def u_ij(gamma: float, C: int, m: int) -> float:
     """E||H_{w_i w_j}||²/d under MSE at any C, where (101) leaves the output weights out; limit (31) is right."""
+    check_least(1, C=C, m=m)
     return C / m**2 * (1 + 4 * gamma) / 16
 
 
@@ -295,6 +324,11 @@ def quadrant_moment(k: int, rho: float) -> float:
     raise ValueError(f"k must be 0, 1 or 2, got {k}")
 
 
+def _rho(k: int, m: int) -> float:
+    check_least(1, m=m)
+    return k / m
+
+
 def _b(rho: float) -> float:
     r""":math:`E[e^{\rho \sigma(x)\sigma(y)}] = 3/4 + J_0(\rho)`; (67) prints 3/4 + J_0/4, which is not 1 at ρ = 0."""
     return 0.75 + quadrant_moment(0, rho)
@@ -306,10 +340,9 @@ def _b_printed(rho: float) -> float:
 
 def h_ij_limit_printed(gamma: float, m: int) -> float:
     """Limit of C h_ij as (30) prints it: the term of γ alone."""
-    if m < 3:
-        raise ValueError(f"m must be at least 3, got {m}")
+    check_least(3, m=m)
     ratio = math.sqrt(m / (m - 2))
-    return gamma * (m - 1) ** 2 / (2**m * (m - 2) ** 3 * m) * (ratio + 1) ** (m - 2)
+    return gamma * (m - 1) ** 2 / (4 * (m - 2) ** 3 * m) * ((ratio + 1) / 2) ** (m - 2)
 
 
 def h_ij_limit(gamma: float, m: int) -> float:
@@ -319,35 +352,35 @@ def h_ij_limit(gamma: float, m: int) -> float:
     e^{s\cdot s'/m} \prod_{i=1,2} 1(z_i, z_i' > 0)\,(1/m + s_i s_i'/m^2)` with s = σ(z). At z' = z this is (95). Its
     mean over independent z, z' is :math:`(J_0/m + J_1/m^2)^2\, b^{m-2}` at ρ = 1/m, not zero.
     """
-    rho = 1 / m
+    rho = _rho(1, m)
     pair = (quadrant_moment(0, rho) / m + quadrant_moment(1, rho) / m**2) ** 2 * _b(rho) ** (m - 2)
     return h_ij_limit_printed(gamma, m) + pair
 
 
 def q_ii_limit(m: int) -> float:
     r"""Limit of C² q_ii: :math:`E[(s\cdot s')^2 e^{s\cdot s'/m}]`, which is (32) with the right b_1."""
-    rho = 1 / m
+    rho = _rho(1, m)
     a1, a2, b = quadrant_moment(1, rho), quadrant_moment(2, rho), _b(rho)
     return m * a2 * b ** (m - 1) + m * (m - 1) * a1**2 * b ** (m - 2)
 
 
 def q_ii_limit_printed(m: int) -> float:
     """Limit of C² q_ii as (32) and (67) print it."""
-    rho = 1 / m
+    rho = _rho(1, m)
     a1, a2, b = quadrant_moment(1, rho), quadrant_moment(2, rho), _b_printed(rho)
     return m * a2 * b ** (m - 1) + m * (m - 1) * a1**2 * b ** (m - 2)
 
 
 def q_ij_limit(m: int) -> float:
     r"""Limit of C⁴ q_ij: :math:`E[(s\cdot s')^2 e^{2s\cdot s'/m}]`; (33) has a wrong b_2 and a wrong exponent."""
-    rho = 2 / m
+    rho = _rho(2, m)
     a1, a2, b = quadrant_moment(1, rho), quadrant_moment(2, rho), _b(rho)
     return m * a2 * b ** (m - 1) + m * (m - 1) * a1**2 * b ** (m - 2)
 
 
 def q_ij_limit_printed(m: int) -> float:
     """Limit of C⁴ q_ij as (33) and (67) print it, with b_2^(m-1) in both terms."""
-    rho = 2 / m
+    rho = _rho(2, m)
     a1, a2, b = quadrant_moment(1, rho), quadrant_moment(2, rho), _b_printed(rho)
     return m * a2 * b ** (m - 1) + m * (m - 1) * a1**2 * b ** (m - 1)
 
@@ -385,8 +418,7 @@ def sampled_limits(m: int, draws: int, generator: torch.Generator) -> LimitSampl
     ValueError
         If m < 3, where (33) is infinite.
     """
-    if m < 3:
-        raise ValueError(f"m must be at least 3 for finite limits, got {m}")
+    check_least(3, m=m)
     rho = 2 / m
     z = torch.randn(draws, m, generator=generator, dtype=torch.float64)
     y = torch.randn(draws, m, generator=generator, dtype=torch.float64)

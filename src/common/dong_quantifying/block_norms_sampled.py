@@ -12,17 +12,18 @@ The Hessians are the paper's, without the factor 2 of the MSE loss.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from common.dong_quantifying.block_norms import SampledValue
+from common.dong_quantifying.block_norms import SampledValue, check_least
 from common.hessian.gram import squared_gram, weighted_gram_norms
 
 
 def _checked_counts(class_counts: Sequence[int]) -> list[int]:
-    counts = list(class_counts)
+    counts = [index(count) for count in class_counts]  # NumPy's integers overflow
     if not counts or min(counts) < 2:
         raise ValueError(f"every number of classes C must be at least 2, got {counts}")
     if counts != sorted(set(counts)):
@@ -62,9 +63,10 @@ def linear_block_norms(
     Raises
     ------
     ValueError
-        If the class counts are not increasing or below 2.
+        If the class counts are not increasing or below 2, or d, N or the number of realizations is below 1.
     """
     counts = _checked_counts(class_counts)
+    check_least(1, d=d, N=N, realizations=realizations)
     for _ in range(realizations):
         X = torch.randn(N, d, generator=generator)
         gram = squared_gram(X)
@@ -131,9 +133,10 @@ def hidden_block_norms(
     Raises
     ------
     ValueError
-        If the class counts are not increasing or below 2, or m < 2.
+        If the class counts are not increasing or below 2, m < 2, or d, N or the number of realizations is below 1.
     """
     counts = _checked_counts(class_counts)
+    check_least(1, d=d, N=N, realizations=realizations)
     if m < 2:
         raise ValueError(f"the number of hidden neurons m must be at least 2, got {m}")
     rows, columns = torch.triu_indices(m, m)

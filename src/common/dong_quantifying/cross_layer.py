@@ -6,9 +6,9 @@ The stripes of :math:`H_{wv}` are the first term of (11) and (18),
 second term too, so that their share of :math:`\|H_{wv}\|_F^2` stays above 1/4 even where the first term is gone.
 """
 
+import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -24,7 +24,7 @@ class Structure:
     ----------
     ratio_ww, ratio_vv
         Block ratios of :math:`H_{ww}` and :math:`H_{vv}`: mean squared norm of the off-diagonal blocks over that of the
-        diagonal ones.
+        diagonal ones. NaN where there is one block, or those on the diagonal vanish.
     first_term, stripe_columns, cross
         Squared norms of the first term of (11) or (18), of the columns that it occupies, and of all of :math:`H_{wv}`.
     ww, vv
@@ -64,17 +64,16 @@ def structure(
     """
     H = HiddenLayerHessian(X, W, V, y, loss)
     ww, vv, wv = H.mean_squared_norms("ww"), H.mean_squared_norms("vv"), H.stripe_energy()
-    logits = torch.relu(X @ W.T) @ V.T
-    residual = (logits.softmax(1) if loss == "CE" else logits) - torch.nn.functional.one_hot(y, H.C)
-    g = residual * (1 if loss == "CE" else 2) / len(X)
-    first_term = sum(((g * on[:, None]).T @ X).square().sum().item() for on in H.active.T)
+    residual = H.residual / (1 if loss == "CE" else 2)
+    g = H.residual / H.N
+    first_term = sum(((g * on[:, None]).T @ H.X).square().sum().item() for on in H.active.T)
     return Structure(
-        ratio_ww=ww.off_diagonal / ww.diagonal,
-        ratio_vv=vv.off_diagonal / vv.diagonal,
+        ratio_ww=ww.off_diagonal / ww.diagonal if ww.diagonal else math.nan,
+        ratio_vv=vv.off_diagonal / vv.diagonal if vv.diagonal else math.nan,
         first_term=first_term,
         stripe_columns=wv.stripes,
         cross=wv.total,
-        ww=H.m * (ww.diagonal + (H.m - 1) * ww.off_diagonal),
-        vv=H.C * (vv.diagonal + (H.C - 1) * vv.off_diagonal),
+        ww=ww.total(H.m),
+        vv=vv.total(H.C),
         residual=residual.square().sum(1).mean().sqrt().item(),
     )

@@ -350,7 +350,9 @@ def gradient_descent(
     at = tuple(p.detach().clone() for p in parameters)
     for _ in range(steps):
         leaves = [p.requires_grad_() for p in at]
-        at = tuple((p - lr * g).detach() for p, g in zip(at, torch.autograd.grad(loss(*leaves), leaves), strict=True))
+        with torch.enable_grad():
+            gradient = torch.autograd.grad(loss(*leaves), leaves, materialize_grads=True)
+        at = tuple((p - lr * g).detach() for p, g in zip(at, gradient, strict=True))
     return at
 
 

@@ -65,9 +65,15 @@ class MeanNorms(NamedTuple):
         off = (norms.triu(1) + norms.tril(-1)).sum().item()
         return cls(norms.diagonal().mean().item(), off / (count * (count - 1)) if count > 1 else math.nan)
 
+    def total(self, count: int) -> float:
+        """Squared norm of the whole layer, of so many blocks on the diagonal."""
+        return count * (self.diagonal + ((count - 1) * self.off_diagonal if count > 1 else 0))
+
 
 def check_model(X: Tensor, weights: dict[str, Tensor], loss: str) -> None:
-    """See to it that samples and weights are matrices of finite numbers, not empty, and that the loss is known.
+    """See to it that samples and weights are matrices of finite numbers that fit each other, and the loss is known.
+
+    The weights are those of all layers by their names, from the input to the output.
 
     Raises
     ------
@@ -79,9 +85,10 @@ def check_model(X: Tensor, weights: dict[str, Tensor], loss: str) -> None:
             raise ValueError(f"{name} must be a matrix, got shape {tuple(tensor.shape)}")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name} must be float32 or float64, got {tensor.dtype}")
-    sizes = {"samples N": X.shape[0], "features d": X.shape[1], "classes C": weights["V"].shape[0]}
-    if "W" in weights:
-        sizes["hidden neurons m"] = weights["W"].shape[0]
+    *hidden, classes = (len(tensor) for tensor in weights.values())
+    sizes = {"samples N": X.shape[0], "features d": X.shape[1], "classes C": classes}
+    if hidden:
+        sizes["hidden neurons m"] = min(hidden)
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"the number of {name} must be at least 1, got {size}")
@@ -90,6 +97,11 @@ def check_model(X: Tensor, weights: dict[str, Tensor], loss: str) -> None:
             raise ValueError(f"{name} holds values that are not finite")
     if loss not in ("CE", "MSE"):
         raise ValueError(f"the loss must be 'CE' or 'MSE', got {loss!r}")
+    width, before = X.shape[1], f"the samples have {X.shape[1]} features"
+    for name, tensor in weights.items():
+        if tensor.shape[1] != width:
+            raise ValueError(f"{name} has {tensor.shape[1]} columns but {before}")
+        width, before = len(tensor), f"{name} has {len(tensor)} rows"
 
 
 def write_tiles(H: Tensor, tiles: Iterable[Tile]) -> Tensor:
@@ -127,7 +139,7 @@ def nth_slice(i: int, size: int, count: int, offset: int, what: str) -> slice:
 
 def indices(which: slice | Tensor, order: int, device: torch.device) -> Int[Tensor, " R"]:
     """The numbers of some of ``order`` parameters."""
-    return torch.arange(order, device=device)[which]
+    return torch.arange(order, device=device)[which].flatten()
 
 
 def ranges(start: int, stop: int, entries: int) -> Iterator[slice]:
@@ -143,8 +155,23 @@ def in_float64(X: Float[Tensor, "N d"], weights: Float[Tensor, "C d"]) -> Float[
     return torch.cat([X[n].double() @ weights.T for n in ranges(0, len(X), X.shape[1])])
 
 
-def new_matrix(like: Tensor, rows: int, columns: int) -> Float[Tensor, "{rows} {columns}"]:
-    """Return an uninitialized matrix; NumPy asks the kernel for huge pages, which saves most of the first writing."""
+def new_matrix(
+    like: Tensor, rows: int, columns: int, out: Tensor | None = None
+) -> Float[Tensor, "{rows} {columns}"]:  # fmt: skip
+    """Return ``out``, or an uninitialized matrix of the same type.
+
+    NumPy asks the kernel for huge pages, which saves most of the first writing.
+
+    Raises
+    ------
+    ValueError
+        If ``out`` has another shape, or cannot hold such numbers.
+    """
+    if out is not None:
+        if out.shape != (rows, columns) or not out.is_floating_point():
+            given = f"{out.dtype} of shape {tuple(out.shape)}"
+            raise ValueError(f"out must be a floating-point matrix of shape ({rows}, {columns}), got {given}")
+        return out
     if like.device.type == "cpu":
         return torch.from_numpy(np.empty((rows, columns), dtype=str(like.dtype).removeprefix("torch.")))
     return like.new_empty(rows, columns)

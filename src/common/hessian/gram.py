@@ -18,6 +18,17 @@ LARGEST_PRODUCTS = 2**26
 LARGEST_GRAM = 2**27
 
 
+def _check(rows: Tensor, weights: Tensor, ndim: int) -> None:
+    """Whether there is a weight, or a row of them, for each of at least one sample: others would be broadcast."""
+    if not rows.is_floating_point() or rows.ndim != 2 or weights.ndim != ndim or len(weights) != len(rows):
+        given = f"{tuple(weights.shape)} for {rows.dtype} of shape {tuple(rows.shape)}"
+        raise ValueError(
+            f"weights need {ndim} dimensions and a row for each row of a floating-point matrix, got {given}"
+        )
+    if not len(rows):
+        raise ValueError("the number of samples N must be at least 1, got 0")
+
+
 def weighted_gram(
     X: Float[Tensor, "N d"], weights: Float[Tensor, "N"], samples: Int[Tensor, "n"] | None = None
 ) -> Float[Tensor, "d d"]:
@@ -36,7 +47,13 @@ def weighted_gram(
     -------
     Tensor, shape (d, d)
         In the precision of X.
+
+    Raises
+    ------
+    ValueError
+        If there is not one weight a sample, or no sample.
     """
+    _check(X, weights, 1)
     d = X.shape[1]
     gram = X.new_zeros(d, d)
     panels = max(1, min(8, d // 128))
@@ -76,7 +93,15 @@ def weighted_gram_norms(K2: Float[Tensor, "N N"], weights: Float[Tensor, "N B"])
     Returns
     -------
     Tensor, shape (B,)
+        In the precision of K∘K.
+
+    Raises
+    ------
+    ValueError
+        If there is not one row of weights a sample, or no sample.
     """
+    _check(K2, weights, 2)
+    weights = weights.to(K2.dtype)
     return ((K2 @ weights) * weights).sum(0) / len(K2) ** 2
 
 
@@ -98,7 +123,13 @@ def weighted_block_norms(X: Float[Tensor, "N d"], weights: Float[Tensor, "N B"])
     -------
     Tensor, shape (B,)
         In the precision of X.
+
+    Raises
+    ------
+    ValueError
+        If there is not one row of weights a sample, or no sample.
     """
+    _check(X, weights, 2)
     return block_norms(X, weights.shape[1])(weights)
 
 

@@ -70,15 +70,12 @@ class HiddenLayerHessian:
     def __post_init__(self):
         self.X, self.W, self.V = self.X.detach(), self.W.detach(), self.V.detach()
         check_model(self.X, {"W": self.W, "V": self.V}, self.loss)
-        if self.W.shape[1] != self.d:
-            raise ValueError(f"W has {self.W.shape[1]} columns but the samples have {self.d} features")
-        if self.V.shape[1] != self.m:
-            raise ValueError(f"V has {self.V.shape[1]} columns but W has {self.m} rows")
         if self.y.shape != (self.N,) or self.y.is_floating_point():
             raise ValueError(f"y must hold {self.N} integer labels, got {self.y.dtype} of shape {tuple(self.y.shape)}")
         low, high = int(self.y.min()), int(self.y.max())
         if low < 0 or high >= self.C:
             raise ValueError(f"labels must lie in 0, ..., {self.C - 1}, got {low if low < 0 else high}")
+        self.y = self.y.long()
 
     @property
     def N(self) -> int:
@@ -137,9 +134,16 @@ class HiddenLayerHessian:
         return self.output_layer.X
 
     @cached_property
-    def _v_mean(self) -> Tensor:
-        """Σ_c p_nc v_ck, shape (N, m), in float64."""
-        return self.output_layer.p @ self.V.double()
+    def _v_means(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """v of the likeliest class, Σ p v over the others, and Σ p v over all without and with the former off.
+
+        Each (N, m), in float64; where the model is sure, the second and the last are small and have all their digits.
+        """
+        top, _, complement = self.output_layer.top
+        likeliest = self.V.double()[top[:, 0]]
+        others = self.output_layer.others @ self.V.double()
+        change = others - complement * likeliest
+        return likeliest, others, likeliest + change, change
 
     def _curvature(self, k: Tensor, l: Tensor) -> Tensor:
         """v_kᵀ A_n v_l a_nk a_nl for B pairs of neurons, shape (N, B), in float64: the scalars of (8) and (14)."""
@@ -147,12 +151,13 @@ class HiddenLayerHessian:
         if self.loss == "MSE":
             curvature = 2 * pair.sum(dim=0)
         else:
-            curvature = self.output_layer.p @ pair - self._v_mean[:, k] * self._v_mean[:, l]
+            likeliest, others, mean, change = self._v_means
+            curvature = self.output_layer.others @ pair - others[:, k] * likeliest[:, l] - mean[:, k] * change[:, l]
         return curvature * (self.active[:, k] & self.active[:, l])
 
     @cached_property
-    def _residual(self) -> Tensor:
-        """g_nj: p - e_y under CE, 2 (f - e_y) under MSE; shape (N, C)."""
+    def residual(self) -> Float[Tensor, "N C"]:
+        """g_nj: p - e_y under CE, 2 (f - e_y) under MSE; shape (N, C), to full precision where p is almost 1."""
         layer, label = self.output_layer, self.y[:, None]
         if self.loss == "MSE":
             outputs = in_float64(self._preactivations.relu(), self.V)
@@ -163,12 +168,12 @@ class HiddenLayerHessian:
 
     def _response(self, k: int, samples: Tensor) -> Tensor:
         """(A_n v_k)_j = p_nj (v_jk - Σ_c p_nc v_ck) under CE for some samples, shape (n, C)."""
-        mean = self._v_mean[samples, k, None]
+        mean, change = (of_all[samples, k, None] for of_all in self._v_means[2:])
         top, p, _ = (of_top[samples] for of_top in self.output_layer.top)
         response = (self.V[:, k].to(self.X.dtype) - mean.to(self.X.dtype)).mul_(
             self.output_layer._p.index_select(0, samples)
         )
-        return response.scatter_(1, top, (p * (self.V[:, k].double()[top] - mean)).to(self.X.dtype))
+        return response.scatter_(1, top, (-p * change).to(self.X.dtype))
 
     # The blocks ...............................................................................................
 
@@ -192,7 +197,7 @@ class HiddenLayerHessian:
             sheets = self.X.new_zeros(self.m, self.d, self.C)
             for samples in self.active[:, k].nonzero().squeeze(1).split(SAMPLES_AT_ONCE):
                 X, S = self.X.index_select(0, samples), self._S.index_select(0, samples) / self.N
-                residual = self._residual.index_select(0, samples).div_(self.N)
+                residual = self.residual.index_select(0, samples).div_(self.N)
                 if self.loss == "MSE":  # A_n v_k is 2 v_k for every sample
                     sheets.addcmul_((S.T @ X)[:, :, None], self.V[:, k].to(X.dtype), value=2)
                     sheets[k].addmm_(X.T, residual)
@@ -213,8 +218,13 @@ class HiddenLayerHessian:
         ----------
         out
             Where to write it, if it is there already, shape (m d + C m, m d + C m).
+
+        Raises
+        ------
+        ValueError
+            If ``out`` has another shape, or is not of floating point.
         """
-        H = new_matrix(self.X, self.order, self.order) if out is None else out
+        H = new_matrix(self.X, self.order, self.order, out)
         split = self.m * self.d
         self.ww(out=H[:split, :split])
         self.vv(out=H[split:, split:])
@@ -225,7 +235,7 @@ class HiddenLayerHessian:
 
     def ww(self, out: Tensor | None = None) -> Float[Tensor, "md md"]:
         """Hidden layer's Hessian H_ww, shape (m d, m d); (8), (14). ``out`` as for :meth:`matrix`."""
-        H = new_matrix(self.X, self.m * self.d, self.m * self.d) if out is None else out
+        H = new_matrix(self.X, self.m * self.d, self.m * self.d, out)
         return write_tiles(H, self._ww_tiles())
 
     def vv(self, out: Tensor | None = None) -> Float[Tensor, "Cm Cm"]:
@@ -281,7 +291,7 @@ class HiddenLayerHessian:
             for samples in self.active[:, k].nonzero().squeeze(1).split(SAMPLES_AT_ONCE):
                 response = 2 * self.V[:, k].to(self.X.dtype) if self.loss == "MSE" else self._response(k, samples)
                 factor = response[..., j] * self._S.index_select(0, samples)[:, l]
-                factor += self._residual.index_select(0, samples)[:, j] * (l == k)
+                factor += self.residual.index_select(0, samples)[:, j] * (l == k)
                 tile[r] += self.X.index_select(0, samples)[:, a[r]].T @ factor.div_(self.N)
         return tile
 

@@ -13,8 +13,10 @@ class PooledImage:
     """Mean or maximum of |H| over the pixels of an image; entries are added in any order, each exactly once."""
 
     def __init__(self, rows: int, columns: int, pixels: int, pool: Pool, device: torch.device):
-        if pixels < 1:
+        if not pixels >= 1:
             raise ValueError(f"the number of pixels must be at least 1, got {pixels}")
+        if min(rows, columns) < 1:
+            raise ValueError(f"an image needs at least one row and column, got {rows} and {columns}")
         if pool not in ("mean", "max"):
             raise ValueError(f"pool must be 'mean' or 'max', got {pool!r}")
         self.pool = pool

@@ -68,8 +68,9 @@ class LinearHessian:
     def __post_init__(self):
         self.X, self.V = self.X.detach(), self.V.detach()
         check_model(self.X, {"V": self.V}, self.loss)
-        if self.V.shape[1] != self.d:
-            raise ValueError(f"V has {self.V.shape[1]} columns but the samples have {self.d} features")
+        if self.probabilities is not None and self.probabilities.shape != (self.N, self.C):
+            given = tuple(self.probabilities.shape)
+            raise ValueError(f"probabilities must have the shape ({self.N}, {self.C}), got {given}")
 
     @property
     def N(self) -> int:
@@ -105,6 +106,11 @@ class LinearHessian:
         """Likeliest class of each sample, its p and, to full relative precision, its 1 - p; each (N, 1), in float64."""
         p, top = self.p.max(dim=1, keepdim=True)
         return top, p, self.p.scatter(1, top, 0).sum(dim=1, keepdim=True)
+
+    @cached_property
+    def others(self) -> Float[Tensor, "N C"]:
+        """Probabilities with 0 for the likeliest class of each sample, shape (N, C), in float64."""
+        return self.p.scatter(1, self.top[0], 0)
 
     @cached_property
     def _p(self) -> Tensor:
@@ -181,8 +187,13 @@ class LinearHessian:
         ----------
         out
             Where to write it, if it is there already, shape (C d, C d).
+
+        Raises
+        ------
+        ValueError
+            If ``out`` has another shape, or is not of floating point.
         """
-        H = new_matrix(self.X, self.order, self.order) if out is None else out
+        H = new_matrix(self.X, self.order, self.order, out)
         if self.loss == "MSE":
             H.zero_()
         return write_tiles(H, self._tiles())

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from common.hessian.closed_form import LossName
+from common.hessian.closed_form import LossName, check_model
 from common.hessian.gram import weighted_block_norms
 
 
@@ -35,7 +35,7 @@ def neuron_block_norms(
     layer
         Index into ``weights``; the last one is the output layer.
     neurons
-        How many of the layer's neurons to take, k = min(neurons, n_l).
+        How many of the layer's neurons to take, at least 1; k = min(neurons, n_l).
 
     Returns
     -------
@@ -45,13 +45,15 @@ def neuron_block_norms(
     Raises
     ------
     ValueError
-        If the loss is unknown or there is no such layer.
+        If a size is zero, shapes do not agree, a value is not finite, the loss is unknown, or there is no such layer.
     """
-    if loss not in ("CE", "MSE"):
-        raise ValueError(f"the loss must be CE or MSE, got {loss!r}")
     if not 0 <= layer < len(weights):
         raise ValueError(f"layer must be between 0 and {len(weights) - 1}, got {layer}")
-    inputs, masks, h = [], [], X
+    if neurons < 1:
+        raise ValueError(f"the number of neurons must be at least 1, got {neurons}")
+    check_model(X, {f"weights[{place}]": W for place, W in enumerate(weights)}, loss)
+    weights = [W.detach().to(X) for W in weights]
+    inputs, masks, h = [], [], X.detach()
     for W in weights:
         inputs.append(h)
         z = h @ W.T
@@ -60,13 +62,13 @@ def neuron_block_norms(
     outputs = z
     k = min(neurons, len(weights[layer]))
     # Jacobian of the outputs by the first k preactivations of the layer, (N, C, k), from the layer upwards.
-    jacobian = torch.eye(len(weights[layer]), dtype=X.dtype)[:, :k].expand(len(X), -1, -1)
+    jacobian = torch.eye(len(weights[layer]), dtype=X.dtype, device=X.device)[:, :k].expand(len(X), -1, -1)
     for W, mask in zip(weights[layer + 1 :], masks[layer:-1], strict=True):
         jacobian = W @ (mask[:, :, None] * jacobian)
     if loss == "MSE":
         M = 2 * jacobian.mT @ jacobian
     else:
         p = outputs.softmax(dim=1)
-        mean = (p[:, None, :] @ jacobian)[:, 0]
-        M = jacobian.mT @ (p[:, :, None] * jacobian) - mean[:, :, None] * mean[:, None, :]
+        centred = jacobian - p[:, None, :] @ jacobian  # a difference of products would lose what p leaves to be seen
+        M = centred.mT @ (p[:, :, None] * centred)
     return weighted_block_norms(inputs[layer], M.reshape(len(X), k * k)).reshape(k, k)

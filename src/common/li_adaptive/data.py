@@ -1,6 +1,7 @@
 """Two classes out of ten, as Li, App G.2 and G.3, makes them: class 0 against as many images of the rest."""
 
 from dataclasses import dataclass, replace
+from operator import index
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,18 @@ class BinaryData:
         """The same on another device."""
         return replace(self, x=self.x.to(device), y=self.y.to(device))
 
+    def first(self, samples: int) -> dict[str, Tensor]:
+        """``x`` and ``y`` of the first images, at most of all.
+
+        Raises
+        ------
+        ValueError
+            If their number is below 1.
+        """
+        if samples < 1:
+            raise ValueError(f"the number of samples must be at least 1, got {samples}")
+        return {"x": self.x[:samples], "y": self.y[:samples]}
+
 
 def zero_against_rest(name: str, *, split: str, seed: int, samples: int | None = None) -> BinaryData:
     """All images of class 0, or ``samples`` / 2 of them, and equally many drawn from the other classes.
@@ -55,10 +68,10 @@ def zero_against_rest(name: str, *, split: str, seed: int, samples: int | None =
     train = images.load(name, split="train")
     variance, mean = torch.var_mean(train.x, dim=(0, 2, 3), correction=0, keepdim=True)
     data = train if split == "train" else images.load(name, split=split)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(index(seed))
     positive, negative = (torch.nonzero(mask).flatten() for mask in (data.y == 0, data.y != 0))
     most = 2 * min(len(positive), len(negative))
-    n = most if samples is None else samples
+    n = most if samples is None else index(samples)
     if n % 2 or not 2 <= n <= most:
         raise ValueError(f"{n} images asked for; of {name}'s {split} split an even number from 2 to {most} can be had")
     chosen = [rows[torch.randperm(len(rows), generator=generator)[: n // 2]] for rows in (positive, negative)]

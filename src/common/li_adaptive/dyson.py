@@ -178,8 +178,12 @@ def distance(x: Float[np.ndarray, " K"], one: Float[np.ndarray, " K"], other: Fl
 
 
 def mean_share(H: Float[np.ndarray, "n N N"]) -> float:
-    """‖A‖²/E‖H‖² of samples of a random matrix, A their mean: 0 if Condition 4.3 holds, 1 if nothing fluctuates."""
-    return float(np.linalg.norm(H.mean(0)) ** 2 / (H**2).sum((1, 2)).mean())
+    """‖A‖²/E‖H‖² of samples of a random matrix, A their mean: 0 if Condition 4.3 holds, 1 if nothing fluctuates.
+
+    NaN where all of them are zero.
+    """
+    total = float((H**2).sum((1, 2)).mean()) if len(H) else 0.0
+    return float(np.linalg.norm(H.mean(0)) ** 2) / total if total else math.nan
 
 
 def _entries_that_vary(H: Float[np.ndarray, "n N N"]) -> Float[np.ndarray, "n K"]:

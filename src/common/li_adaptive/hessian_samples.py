@@ -13,6 +13,7 @@ structure; then products with unit vectors give the columns.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 import torch
@@ -45,10 +46,10 @@ def _places(network: nn.Module, indices: Int[Tensor, " M"]) -> list[_Place]:
         blocks += [(k, parameter) for parameter in (layer.weight, layer.bias) if parameter is not None]
     ends = np.cumsum([parameter.numel() for _, parameter in blocks])
     places = []
-    for index in indices.tolist():
-        block = int(np.searchsorted(ends, index, side="right"))
+    for place in indices.tolist():
+        block = int(np.searchsorted(ends, place, side="right"))
         layer, parameter = blocks[block]
-        within = np.unravel_index(index - (ends[block] - parameter.numel()), parameter.shape)
+        within = np.unravel_index(place - (ends[block] - parameter.numel()), parameter.shape)
         out, *source = (int(x) for x in within)
         places.append(_Place(layer, out, tuple(source) if parameter.ndim > 1 else None))
     return places
@@ -65,7 +66,9 @@ class _Linearized:
         pre_activations: list[Tensor] = []
         after: list[tuple[str, Tensor | tuple]] = []  # what comes before the first layer changes none of this
         a = x
-        for module in network:
+        for name, module in network._modules.items():  # some perhaps at several places
+            if isinstance(module, nn.Linear) and a.ndim != 2:
+                raise ValueError(f"layer {name!r} needs inputs (N, n), got {tuple(a.shape)}; flatten them before it")
             if isinstance(module, nn.Conv2d | nn.Linear):
                 self.layers.append(module)
                 self.inputs.append(a.detach())
@@ -148,6 +151,8 @@ def _window(layer: nn.Conv2d, channel: Float[Tensor, "S height width"], offset: 
 
 def _check_layers(network: nn.Sequential) -> None:
     """Whether the network is of the kinds of layers that are differentiated by hand."""
+    if not isinstance(network, nn.Sequential):
+        raise TypeError(f"the network must be an nn.Sequential of layers, got {type(network).__name__}")
     layers = [module for module in network if isinstance(module, nn.Conv2d | nn.Linear)]
     weights = [parameter for layer in layers for parameter in layer.parameters()]
     if len(set(weights)) < len(weights):
@@ -247,6 +252,7 @@ def hessian_samples(
         :func:`~common.li_adaptive.hinge_hessian.margins` says.
     """
     count = sum(p.numel() for p in network.parameters())
+    batch_size, at_once = index(batch_size), index(at_once)
     if batch_size < 1 or at_once < 1 or len(y) < 1:
         given = f"{batch_size} of {len(y)}, {at_once} products at once"
         raise ValueError(f"batches of at least one sample are needed, got {given}")

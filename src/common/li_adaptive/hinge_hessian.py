@@ -1,6 +1,7 @@
 """The Hessian of Li: of the mean hinge loss by the parameters of a network, and two matrices to hold beside it."""
 
 from collections.abc import Sequence
+from operator import index
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def margins(network: nn.Module, x: Float[Tensor, "N *shape"], y: Float[Tensor, "
     with evaluating(network):
         if draws_at_random(network, x[:2]):
             raise ValueError("the network draws at random: a Hessian needs the same outputs for the same samples")
-    T = outputs(network, x)
+    T = outputs(network, x.clone())  # a layer may work in place
     check_outputs(T, y)
     if not T.isfinite().all():
         raise ValueError("the network gives outputs that are not finite")
@@ -135,10 +136,10 @@ def hinge_hessian(
     if not active.any():
         return zero
     standardized = any(isinstance(module, BatchStandardize) for module in network.modules())
-    if standardized or not passes_alone(network, x[:2], outputs(network, x[:2])):
+    if standardized or not passes_alone(network, x[:2], outputs(network, x[:2].clone())):
         batches = [(x, y)]
     else:
-        batches = list(zip(x[active].split(batch_size), y[active].split(batch_size), strict=True))
+        batches = list(zip(x[active].split(index(batch_size)), y[active].split(index(batch_size)), strict=True))
     operator = HingeHessian(network, parameters, batches, len(y))
     probe = torch.randn(operator.shape[0], generator=torch.Generator().manual_seed(0))
     return operator if (operator @ probe.to(operator.device, operator.dtype)).any() else zero

@@ -8,6 +8,7 @@ c^{(L−l)/2} of the gradient.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from common.li_adaptive.training import HingeLoss, outputs
 def initialized_vgg(c: float, *, width: float, seed: int, standardize: bool = False, layers: int = 12) -> nn.Sequential:
     """The VGG of Section 5.2 with weights N(0, c/n), n the fan-in, and no dropout; equal seeds mean equal noise."""
     network = vgg(width=width, standardize=standardize, dropout=False, layers=layers).to(default_device())
-    initialize(network, "fan-in", torch.Generator().manual_seed(seed), scale=c)
+    initialize(network, "fan-in", torch.Generator().manual_seed(index(seed)), scale=c)
     return network
 
 
@@ -43,10 +44,15 @@ def initial_measures(
 def initial_spectrum(
     c: float, train: BinaryData, *, width: float, samples: int, iterations: int, starts: int, seed: int
 ) -> LanczosMeasures:
-    """:func:`initial_measures` on the first training images, made once and kept."""
-    images = {"x": train.x[:samples], "y": train.y[:samples]}
+    """:func:`initial_measures` on the first training images, made once and kept.
+
+    Raises
+    ------
+    ValueError
+        If there are to be no images.
+    """
     settings = {"width": width, "iterations": iterations, "starts": starts, "seed": seed}
-    return LanczosMeasures(**cached(initial_measures, {"c": c, **images, **settings}))
+    return LanczosMeasures(**cached(initial_measures, {"c": c, **train.first(samples), **settings}))
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def single_gradients(
     """
     squares = np.empty((networks, len(depths), len(widths)))
     for k, i, j in np.ndindex(*squares.shape):
-        generator = torch.Generator().manual_seed(seed + k)
+        generator = torch.Generator().manual_seed(index(seed) + k)
         network = perceptron([widths[j]] * depths[i])
         initialize(network, "fan-in", generator, scale=2.0)
         x = torch.randn(1, widths[j], generator=generator)
@@ -165,7 +171,7 @@ def take_steps(
     risks, sizes, accuracy, exploded = [], [], [], False
     for k, (x, y) in enumerate(batches):
         if k % every == 0:
-            found = outputs(network, test[0])
+            found = outputs(network, test[0].clone())
             check_outputs(found, test[1])
             accuracy.append(float((test[1] * found > 0).float().mean()))
         with torch.enable_grad():

@@ -128,6 +128,14 @@ def negative_share(eigenvalues: Float[np.ndarray, "n N"], floor: float = 1e-9) -
 
 
 def goe_asymmetries(dimension: int, number: int, rng: np.random.Generator) -> Float[np.ndarray, " number"]:
-    """Asymmetries of spectra of the Gaussian orthogonal ensemble."""
+    """Asymmetries of spectra of the Gaussian orthogonal ensemble.
+
+    Raises
+    ------
+    ValueError
+        If the dimension is below 1.
+    """
+    if dimension < 1:
+        raise ValueError(f"the dimension must be at least 1, got {dimension}")
     G = rng.standard_normal((number, dimension, dimension))
     return asymmetries(np.linalg.eigvalsh(G + G.transpose(0, 2, 1)))

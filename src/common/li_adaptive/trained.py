@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 import torch
@@ -168,7 +169,15 @@ def hessian_spectra(
 
 
 def spectra(at: Trained, epoch: int, *, samples: int, iterations: int, starts: int, edges: int, seed: int) -> Spectra:
-    """Measures and outermost eigenvalues of the Hessian on the first training images."""
+    """Measures and outermost eigenvalues of the Hessian on the first training images.
+
+    Raises
+    ------
+    ValueError
+        If there are to be no images, or as :func:`~common.hessian.spectral_measure.lanczos_measures` and
+        :func:`~common.hessian.spectral_measure.edge_eigenvalues`.
+    """
+    at.train.first(samples)
     settings = {"samples": samples, "iterations": iterations, "starts": starts, "edges": edges, "seed": seed}
     kept = cached(hessian_spectra, {"training": at.training, "epoch": epoch, **settings})
     whole, bipartite = (
@@ -180,7 +189,7 @@ def spectra(at: Trained, epoch: int, *, samples: int, iterations: int, starts: i
 
 def submatrix_samples(at: Trained, epoch: int, *, size: int, seed: int) -> Float[Tensor, "n entries"]:
     """size² entries of a random sub-matrix of the Hessians of all n training batches (Algorithm 1, step 1)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(index(seed))
     return _entries(at, epoch, *(torch.randint(at.size, (size,), generator=generator) for _ in range(2)))
 
 
@@ -194,7 +203,7 @@ def coupled_samples(at: Trained, epoch: int, *, rows: int, columns: int, seed: i
     into = 1 if at.name == "LeNet" else 8
     first, second = layers[into].weight, layers[into + 1].weight
     starts = {id(p): int(k) for p, k in zip(network.parameters(), _starts(network), strict=True)}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(index(seed))
     channel = int(torch.randint(len(first), (1,), generator=generator))
     places = [torch.arange(p.numel()).view(p.shape) + starts[id(p)] for p in (first, second)]
     fan = second.shape[1] // len(first)  # positions of a channel, where a dense layer follows

@@ -1,13 +1,15 @@
 """Subspaces and how much two of them overlap; eigenvectors of a layer as matrices: Wu et al. (2022), Section 2."""
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from common.hessian.block_lanczos import ROUNDING
 from common.hessian.layer import LayerHessian, WeightSharingHessian
 
 
@@ -17,17 +19,21 @@ def overlap(U: Float[Tensor, "d k"], V: Float[Tensor, "d k"]) -> float:
     Raises
     ------
     ValueError
-        If the bases differ in shape.
+        If the bases differ in shape, or are no matrices of at least one column.
     """
-    if U.shape != V.shape:
-        raise ValueError(f"two bases of equal shape are needed, got {tuple(U.shape)} and {tuple(V.shape)}")
-    return float((U.mT @ V).double().square().sum() / U.shape[1])
+    if U.shape != V.shape or U.ndim != 2 or not U.shape[1]:
+        raise ValueError(f"two bases of equal shape (d, k) are needed, got {tuple(U.shape)} and {tuple(V.shape)}")
+    return float(_squared_cosines(U, V).sum() / U.shape[1])
+
+
+def _squared_cosines(U: Float[Tensor, "d k"], V: Float[Tensor, "d l"]) -> Float[Tensor, "k l"]:
+    dtype = torch.promote_types(U.dtype, V.dtype)
+    return (U.mT.to(dtype) @ V.to(dtype)).double().square()
 
 
 def nested_overlaps(U: Float[Tensor, "d K"], V: Float[Tensor, "d K"]) -> Float[Tensor, " K"]:
     """:func:`overlap` of the first k columns for every k = 1, ..., K, from one product."""
-    squares = (U.mT @ V).double().square()
-    corners = squares.cumsum(0).cumsum(1).diagonal()
+    corners = _squared_cosines(U, V).cumsum(0).cumsum(1).diagonal()
     return corners / torch.arange(1, len(corners) + 1, device=corners.device)
 
 
@@ -35,7 +41,14 @@ def matricized(h: Float[Tensor, "mn *k"], m: int) -> Float[Tensor, "*k m n"]:
     """Mat(h): an eigenvector of a layer in the shape of its weight matrix, row by row (Definition 2.2).
 
     The definition prints the index (i − 1) m + j, which is right for square matrices only; it is (i − 1) n + j.
+
+    Raises
+    ------
+    ValueError
+        If m does not divide the length.
     """
+    if m < 1 or len(h) % m:
+        raise ValueError(f"vectors of length {len(h)} have no matrices of {m} rows")
     n = len(h) // m
     return h.reshape(m, n, *h.shape[1:]).movedim((0, 1), (-2, -1))
 
@@ -55,9 +68,16 @@ def correspondence(
 
 
 def dominance_of_mean(H: LayerHessian | WeightSharingHessian) -> tuple[float, float]:
-    """(v₁ᵀÊ[x])² and γ₁/γ₂ of the autocorrelation E[xxᵀ] of a layer's inputs (App F.1): 1 and ∞ for equal inputs."""
+    """(v₁ᵀÊ[x])² and γ₁/γ₂ of the autocorrelation E[xxᵀ] of a layer's inputs (App F.1): 1 and ∞ for equal inputs.
+
+    A γ₂ that is rounding counts as 0; the ratio of zero inputs is NaN.
+    """
     values, vectors = H.input_basis
-    return float(vectors[:, 0] @ H.mean_input) ** 2, float(values[0] / values[1])
+    first, second = (float(value) for value in nn.functional.pad(values, (0, 1))[:2])
+    if second <= ROUNDING * torch.finfo(values.dtype).eps * first:
+        second = 0.0
+    ratio = first / second if second else math.inf if first > 0 else math.nan
+    return float(vectors[:, 0] @ H.mean_input) ** 2, ratio
 
 
 def kronecker_correspondence(
@@ -70,18 +90,26 @@ def kronecker_correspondence(
 
 
 def band_mean(of_outputs: Float[np.ndarray, "m k"], part: slice = slice(None)) -> float:
-    """Mean over j ≤ m, or a part of them, of the correspondence of h_j with all u_i of |i − j| ≤ m/20.
+    """Mean over j ≤ m and k, or a part of them, of the correspondence of h_j with all u_i of |i − j| ≤ m/20.
 
     The diagonal of Figures 11 to 15, read as a band: where eigenvalues nearly meet, h_j is a mixture of neighbours. For
     m < 20 it is the diagonal itself.
     """
     m = len(of_outputs)
-    i, j = np.ogrid[:m, :m]
+    i, j = np.ogrid[:m, : min(m, of_outputs.shape[1])]
     return float((of_outputs[:, :m] * (abs(i - j) <= m // 20)).sum(0)[part].mean())
 
 
 def pairwise_overlaps(bases: Sequence[Float[Tensor, "d K"]]) -> Float[np.ndarray, "E E K"]:
-    """:func:`nested_overlaps` of every two of E bases; nan on the diagonal."""
+    """:func:`nested_overlaps` of every two of E bases; nan on the diagonal.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or they differ in shape.
+    """
+    if len({basis.shape for basis in bases}) != 1:
+        raise ValueError(f"bases of one shape are needed, got {[tuple(basis.shape) for basis in bases]}")
     E, K = len(bases), bases[0].shape[1]
     pairs = np.full((E, E, K), np.nan)
     for i, j in combinations(range(E), 2):
@@ -105,7 +133,14 @@ def linear_range(
     ----------
     tau, gamma
         Eigenvalues of E[M] and E[xxᵀ], descending.
+
+    Raises
+    ------
+    ValueError
+        If there is no γ_2.
     """
+    if gamma.shape[1] < 2:
+        raise ValueError(f"gamma needs at least two eigenvalues a model, got {gamma.shape[1]}")
     return (tau * gamma[:, :1] > tau[:, :1] * gamma[:, 1:2]).sum(1)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.hessian.layer import LayerHessian
+from common.hessian.modes import evaluating
 from common.wu_dissecting.output_hessian import later_weights
 
 
@@ -61,9 +62,15 @@ def logit_gradients(
     Raises
     ------
     ValueError
-        If a class has no sample.
+        If a class has no sample, a label is none of the classes, samples, labels and Hessian do not fit each other, or
+        there is no such layer.
     """
     c = H.B.shape[2]
+    if not (y.shape == (len(X),) == H.X.shape[:1]):
+        given = f"{len(X)} samples, labels of shape {tuple(y.shape)}, a Hessian over {len(H.X)}"
+        raise ValueError(f"one label a sample of the Hessian is needed, got {given}")
+    if not ((y >= 0) & (y < c)).all():
+        raise ValueError(f"labels y must lie in 0..{c - 1}, got {sorted(set(y.tolist()))}")
     of_class = [y == i for i in range(c)]
     if not all(rows.any() for rows in of_class):
         raise ValueError(f"samples of all {c} classes are needed, got {sorted(set(y.tolist()))}")
@@ -71,8 +78,8 @@ def logit_gradients(
     delta = torch.stack([
         torch.einsum("zmj,zn->jmn", H.B[rows], H.X[rows]).flatten(1) / rows.sum() for rows in of_class
     ])  # fmt: skip
-    with torch.no_grad():
-        p = torch.cat([network(x) for x in X.split(1000)]).softmax(1)
+    with torch.no_grad(), evaluating(network):
+        p = torch.cat([network(x.clone()) for x in X.split(1000)]).softmax(1)
     root = p.sqrt()
     mean_root = (torch.diag_embed(root) - root[:, :, None] * p[:, None, :]).mean(0)  # E[Q]
     centres = mean_root @ later_weights(network, layer)
@@ -80,7 +87,10 @@ def logit_gradients(
 
 
 def share_between(points: Float[Tensor, "c c d"], axis: int) -> float:
-    """Variance between the means over an axis of points, of all of it; 1/(c + 1) on average if nothing clusters."""
+    """Variance between the means over an axis of points, of all of it; 1/(c + 1) on average if nothing clusters.
+
+    NaN where all points are equal.
+    """
     mean = points.mean((0, 1))
     between = (points.mean(axis) - mean).square().sum() * points.shape[axis]
     return float(between / (points - mean).square().sum())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -36,7 +37,16 @@ def output_approximation(layers: Sequence[LayerHessian], k: int) -> OutputApprox
         Of all layers from the input on, over the same samples.
     k
         Number of eigenpairs, at most the number of all outputs.
+
+    Raises
+    ------
+    ValueError
+        If there are no layers, they are over different samples, or have not so many outputs.
     """
+    _check_samples(layers)
+    outputs = sum(layer.B.shape[1] for layer in layers)
+    if not 1 <= k <= outputs:
+        raise ValueError(f"the number k of eigenpairs must lie in 1..{outputs}, that of all outputs; got {k}")
     N = len(layers[0].X)
     stacked = torch.cat([layer.B for layer in layers], 1)  # the factors of the full output Hessian
     flat = stacked.transpose(0, 1).reshape(stacked.shape[1], -1)
@@ -51,15 +61,30 @@ def output_approximation(layers: Sequence[LayerHessian], k: int) -> OutputApprox
     return OutputApproximation(values[order], torch.linalg.qr(w[:, order]).Q)
 
 
+def _check_samples(layers: Sequence[LayerHessian]) -> None:
+    if len({len(layer.X) for layer in layers}) != 1:
+        raise ValueError(f"layers over the same samples are needed, got {[len(layer.X) for layer in layers]} samples")
+
+
 def gauss_newton_forms(layers: Sequence[LayerHessian], V: Float[Tensor, "P k"]) -> Float[Tensor, " k"]:
     """vᵀ E[FᵀAF] v for each column: what the first term of (251) contributes to vᵀHv.
 
     ``layers`` as in :func:`output_approximation`.
+
+    Raises
+    ------
+    ValueError
+        If the layers have no, or other, samples, or other parameters than V has rows.
     """
+    _check_samples(layers)
+    count = sum(layer.shape[0] + layer.B.shape[1] for layer in layers)
+    if V.ndim != 2 or len(V) != count:
+        raise ValueError(f"V needs a row for each of {count} weights and biases, ({count}, k); got {tuple(V.shape)}")
+    V = V.to(layers[0].X.dtype)
     k, total, start = V.shape[1], 0, 0
     for layer in layers:
         m, n = layer.B.shape[1], layer.X.shape[1]
-        weights, biases = V[start : start + m * n].view(m, n, k), V[start + m * n : start + m * n + m]
+        weights, biases = V[start : start + m * n].reshape(m, n, k), V[start + m * n : start + m * n + m]
         outputs = torch.einsum("zn,mnk->zmk", layer.X, weights) + biases
         total = total + layer.B.mT @ outputs
         start += m * n + m
@@ -76,7 +101,16 @@ def halved_products(weights: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tenso
     ----------
     weights
         W⁽¹⁾, ..., W⁽ᴸ⁾ of fully connected layers, without biases; the first one does not enter.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or one does not take what the one before gives.
     """
+    chained = all(b.ndim == 2 and b.shape[1] == len(a) for a, b in pairwise(weights))
+    if not len(weights) or not chained:
+        given = [tuple(W.shape) for W in weights]
+        raise ValueError(f"weights of fully connected layers are needed, as many columns as rows before; got {given}")
     products = [torch.eye(len(weights[-1]), dtype=weights[-1].dtype, device=weights[-1].device)]
     for W in reversed(weights[1:]):
         products.append(products[-1] @ W / 2)
@@ -84,8 +118,16 @@ def halved_products(weights: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tenso
 
 
 def later_weights(network: nn.Module, layer: str) -> Float[Tensor, "c m"]:
-    """S⁽ᵖ⁾/2^(L − p), :func:`halved_products`, of a fully connected layer by its name."""
+    """S⁽ᵖ⁾/2^(L − p), :func:`halved_products`, of a fully connected layer by its name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer, or a later one is not fully connected.
+    """
     names = layer_names(network)
+    if layer not in names:
+        raise ValueError(f"there is no layer {layer!r} with weights; there are {names}")
     later = names[names.index(layer) :]
     return halved_products([network.get_submodule(name).weight.detach() for name in later])[0]
 
@@ -95,6 +137,13 @@ def row_space_without_sum(S: Float[Tensor, "c m"]) -> Float[Tensor, "m c-1"]:
 
     App G.1 and Theorem 4.2 put it in the place of the top c − 1 eigenspace of E[M]. The range of SᵀAS of (272) differs
     from it a little unless the rows are orthonormal.
+
+    Raises
+    ------
+    ValueError
+        If there are more rows than columns, which are not independent, or some are not finite.
     """
-    total = S.sum(0) / S.sum(0).norm()
+    if len(S) > S.shape[1] or not S.isfinite().all():
+        raise ValueError(f"S needs finite rows, no more than columns; got the shape {tuple(S.shape)}")
+    total = nn.functional.normalize(S.sum(0), dim=0)
     return torch.linalg.svd(S - (S @ total)[:, None] * total, full_matrices=False).Vh[: len(S) - 1].T

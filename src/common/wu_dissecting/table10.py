@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ def labelled(name: str, samples: int, seed: int) -> Labelled:
     parts = _NAME.fullmatch(name)
     if not parts:
         raise ValueError(f"unknown network {name!r}; known are T-600, T-300^2, R-600, T-200^2_10, ...")
+    samples, seed = index(samples), index(seed)
     train = images.load("MNIST", samples=samples or None, seed=DATA + seed)
     test = images.load("MNIST", split="test")
     classes = 10 if parts[3] else 2
@@ -191,7 +193,17 @@ def bounds_of_networks(
         The networks that get a learned basis too.
     options
         What :func:`stochastic` takes besides.
+
+    Raises
+    ------
+    ValueError
+        If a learned basis is asked for another network, a seed is given twice, or as :func:`stochastic`.
     """
+    seeds = list(seeds)
+    if unknown := [name for name in learned if name not in networks]:
+        raise ValueError(f"learned bases of {unknown} are asked for, but networks are {list(networks)}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"every seed must be given once, got {seeds}")
 
     def groups(name: str) -> list[list[str]]:
         mixed = [method for method in METHODS if METHODS[method].mixed and name in learned]

@@ -42,7 +42,15 @@ def distances_at_width(n: int, d: int, c: int, *, samples: int, generator: torch
         Inputs that expectations are means of.
     generator
         Of inputs and weights, drawn in this order.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 classes, no inputs or samples, or fewer hidden units than classes.
     """
+    if not 2 <= c <= n or d < 1 or samples < 1:
+        given = f"n = {n}, d = {d}, c = {c}, {samples} samples"
+        raise ValueError(f"2 classes, as many hidden units, an input and a sample are needed at least, got {given}")
     X = torch.randn(samples, d, generator=generator).relu()
     W1, W2 = torch.randn(n, d, generator=generator) / d**0.5, torch.randn(c, n, generator=generator) / n**0.5
     network = classifier(f"F-{n}", (d, 1, 1), c)

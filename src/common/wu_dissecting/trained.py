@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from jaxtyping import Float, Int
@@ -137,7 +138,13 @@ class Dissected:
     def hessian(
         self, member: int, layer: str, samples: int, epoch: int | None = None
     ) -> LayerHessian | WeightSharingHessian:
-        """Hessian of one layer of one network on the first ``samples`` training samples."""
+        """Hessian of one layer of one network on the first ``samples`` training samples.
+
+        Raises
+        ------
+        ValueError
+            If ``samples`` is below 1, or as :func:`~common.hessian.layer.layer_hessian`.
+        """
         return self.hessians(member, [layer], samples, epoch)[layer]
 
     def hessians(
@@ -145,12 +152,18 @@ class Dissected:
     ) -> dict[str, LayerHessian | WeightSharingHessian]:
         """:meth:`hessian` of several layers, from the same backward passes."""
         network, device = self.network(member, epoch), default_device()
-        found = layer_hessians(network.to(device), layers, self.X[:samples].to(device))
+        found = layer_hessians(network.to(device), layers, self.X[self._first(samples)].to(device))
         return {layer: H.to("cpu") for layer, H in found.items()}
+
+    def _first(self, samples: int) -> slice:
+        """The first training samples, at most all of them."""
+        if samples < 1:
+            raise ValueError(f"the number of samples must be at least 1, got {samples}")
+        return slice(samples)
 
     def _key(self, member: int, samples: int) -> dict[str, object]:
         state = self.ensemble.state(member)
-        return {"name": self.name, "classes": self.classes, "state": state, "X": self.X[:samples]}
+        return {"name": self.name, "classes": self.classes, "state": state, "X": self.X[self._first(samples)]}
 
     def eigenpairs(self, member: int, layer: str, samples: int, k: int, tolerance: float = 1e-4) -> Eigenpairs:
         """The k largest of :meth:`hessian`, at most all of them, from a file if they were computed before."""
@@ -169,7 +182,11 @@ class Dissected:
         """
         network = self.network(member)
         outputs = sum(len(network.get_submodule(layer).weight) for layer in self.layers)
-        key = self._key(member, samples) | {"y": self.y[:samples], "k": min(k, outputs), "tolerance": tolerance}
+        key = self._key(member, samples) | {
+            "y": self.y[self._first(samples)],
+            "k": min(k, outputs),
+            "tolerance": tolerance,
+        }
         return cached(full_eigenpairs, key)
 
     def overlaps(self, samples: int, shown: float, tolerance: float = 1e-4) -> dict[str, dict[str, Tensor]]:
@@ -189,7 +206,7 @@ class Dissected:
             (E, m) and ``gamma`` (E, n), eigenvalues of E[M] and E[xxᵀ], descending.
         """
         states = [self.ensemble.state(member) for member in range(self.members)]
-        key = {"name": self.name, "classes": self.classes, "states": states, "X": self.X[:samples]}
+        key = {"name": self.name, "classes": self.classes, "states": states, "X": self.X[self._first(samples)]}
         kept = cached(overlaps_of_layers, key | {"shown": shown, "tolerance": tolerance})
         return {layer: {part: kept[f"{layer}:{part}"] for part in ("pairs", "tau", "gamma")} for layer in self.layers}
 
@@ -265,6 +282,9 @@ class Trainings:
             raise ValueError(f"unknown scheme {self.scheme!r}; known are {list(SCHEMES)}")
         if self.origin not in CLASSES:
             raise ValueError(f"unknown data set {self.data!r}; known are {list(CLASSES)}, and these with {RANDOM}")
+        if self.members < 1 or self.epochs < 0 or self.samples < 0:
+            given = f"{self.members} members, {self.epochs} epochs, {self.samples} samples"
+            raise ValueError(f"at least one member, and no negative epochs or samples are needed, got {given}")
 
     @property
     def origin(self) -> str:
@@ -284,7 +304,9 @@ class Trainings:
         X /= X.std((0, 2, 3), keepdim=True)
         y = found.y
         if self.data.endswith(RANDOM):
-            y = torch.randint(CLASSES[self.origin], (len(y),), generator=torch.Generator().manual_seed(self.seed))
+            y = torch.randint(
+                CLASSES[self.origin], (len(y),), generator=torch.Generator().manual_seed(index(self.seed))
+            )
         return X, y, found.source
 
 
@@ -341,7 +363,15 @@ def dissected(name: str, data: str, **defining: object) -> Dissected:
 def of_all_schemes(
     name: str, data: str, *, members: Sequence[int], epochs: int, samples: int, seed: int
 ) -> list[Trainings]:
-    """Equal networks trained by each of :data:`SCHEMES`, so many of each, on the same samples, all seeds different."""
+    """Equal networks trained by each of :data:`SCHEMES`, so many of each, on the same samples, all seeds different.
+
+    Raises
+    ------
+    ValueError
+        If there is not one number of members for each scheme, or one is negative.
+    """
+    if len(members) != len(SCHEMES):
+        raise ValueError(f"members must be one number for each of {list(SCHEMES)}, got {list(members)}")
     return [
         Trainings(name, data, number, epochs, samples, seed, scheme, first=sum(members[:k]))
         for k, (scheme, number) in enumerate(zip(SCHEMES, members, strict=True)) if number

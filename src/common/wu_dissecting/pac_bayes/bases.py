@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from common.hessian.block_lanczos import descending_eigh
 from common.hessian.layer import layer_hessian
 from common.wu_dissecting.output_hessian import halved_products
 
@@ -49,5 +50,11 @@ def kronecker_factors(
 
 
 def eigenvectors(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Eigenvectors, those of the largest eigenvalues first, orthogonal to the last digit of their type."""
-    return torch.linalg.eigh(matrix.double()).eigenvectors.flip(1).to(matrix.dtype)
+    """Eigenvectors, those of the largest eigenvalues first, orthogonal to the last digit of their type.
+
+    Raises
+    ------
+    ValueError
+        If there are no entries, or some are not finite.
+    """
+    return descending_eigh(matrix.double())[1].to(matrix.dtype)

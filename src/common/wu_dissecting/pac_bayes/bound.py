@@ -87,7 +87,15 @@ def kl_inverse(q: float, bound: float) -> float:
 def complexity(
     kl: Float[Tensor, "*E"], half_log_prior: Float[Tensor, "*E"], samples: int, confidence: Confidence
 ) -> Float[Tensor, "*E"]:
-    """B_RE of (277), KL(Q‖P) in its right order, for j = b ln(c/λ) that need not be an integer."""
+    """B_RE of (277), KL(Q‖P) in its right order, for j = b ln(c/λ) that need not be an integer; NaN for λ > c.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two samples.
+    """
+    if samples < 2:
+        raise ValueError(f"a bound needs at least 2 samples, got {samples}")
     j = confidence.j(half_log_prior)
     return (kl + 2 * j.log() + math.log(math.pi**2 * samples / (6 * confidence.delta))) / (samples - 1)
 
@@ -139,8 +147,11 @@ def pac_bayes_bound(
     Raises
     ------
     ValueError
-        If there are no draws, more errors than draws, or fewer than 8 samples (below, Maurer's constant is not proved).
+        If there are no draws, more errors than draws, or fewer than 8 samples (below, Maurer's constant is not proved);
+        if ϱ is not finite, or KL negative.
     """
+    if not math.isfinite(half_log_prior):
+        raise ValueError(f"half_log_prior must be finite, got {half_log_prior}")
     if not 0 <= errors <= draws or draws < 1 or samples < 8:
         raise ValueError(f"got {errors} errors in {draws} draws, {samples} samples; at least 1 draw and 8 samples")
     error = errors / draws
@@ -150,6 +161,8 @@ def pac_bayes_bound(
     for j in {max(1, math.floor(place)), max(1, math.ceil(place))}:
         rho = (math.log(confidence.c) - j / confidence.b) / 2
         nats = kl(rho)
+        if not nats >= 0:
+            raise ValueError(f"KL(Q‖P) must not be negative, got {nats}")
         union = 2 * math.log(j) + math.log(math.pi**2 * samples / (6 * confidence.delta))
         found.append(Bound(kl_inverse(error_bound, (nats + union) / (samples - 1)), error, error_bound, nats, j, rho))
     return min(found, key=lambda one: one.bound)

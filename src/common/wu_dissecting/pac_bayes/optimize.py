@@ -8,6 +8,7 @@ batch instead of one for all, equal in the mean, less noise.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ from torch import Tensor
 from common.cache import Checkpoint
 from common.wu_dissecting.pac_bayes.bases import Weights, eigenvectors, kronecker_factors
 from common.wu_dissecting.pac_bayes.bound import Confidence, complexity
-from common.wu_dissecting.pac_bayes.posterior import Posteriors, log_abs
+from common.wu_dissecting.pac_bayes.posterior import Posteriors, check_labelled, log_abs
 
 #: Added to the seeds of the order of samples, so that it does not share a stream with the noise.
 ORDER = 2**29
@@ -276,15 +277,18 @@ def tighten(
     Raises
     ------
     ValueError
-        If there are fewer samples than in a batch, or only some methods have learned bases.
+        If there are fewer samples than in a batch, they and their labels do not fit the network, or only some methods
+        have learned bases.
     FloatingPointError
         If the objective stops being finite.
     """
     N = len(y)
     if schedule.batch_size > N:
         raise ValueError(f"a batch of {schedule.batch_size} samples needs as many, got {N}")
+    check_labelled(prior_weights, X, y)
     if len({method.mixed for method in methods}) != 1:
-        raise ValueError("all methods must have learned bases, or none")
+        raise ValueError("all methods, at least one, must have learned bases, or none")
+    y, seed = y.long(), index(seed)
     q = Posteriors.start(weights, prior_weights, len(methods), mixed=methods[0].mixed)
     first = eigenvectors(X.T @ X / N)  # of the first layer, for all time
     chosen = torch.randperm(N, generator=torch.Generator().manual_seed(seed))[: schedule.hessian_samples]

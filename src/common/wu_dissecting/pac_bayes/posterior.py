@@ -15,6 +15,7 @@ drawn from Q, at the cost of two products a layer, and samples that pass togethe
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from jaxtyping import Float, Int
@@ -182,10 +183,36 @@ class Posteriors:
         return [part.to(dtype).square().sum(1) for part in self.mixing[layer]] if self.mixing else []
 
 
+def check_labelled(weights: Weights, X: Float[Tensor, "N n"], y: Int[Tensor, " N"]) -> None:
+    """Whether samples and labels fit a network: a label that is none of the classes would count as an error.
+
+    Raises
+    ------
+    ValueError
+        If not, or if there are none.
+    """
+    n, classes = weights[0].shape[1] - 1, len(weights[-1])
+    if X.shape != (len(y), n) or y.ndim != 1 or not len(y) or X.dtype != weights[0].dtype or not X.isfinite().all():
+        given = f"X {tuple(X.shape)} {X.dtype}, y {tuple(y.shape)}"
+        needed = f"samples X (N, {n}), finite and {weights[0].dtype}, and labels y (N,) are needed"
+        raise ValueError(f"{needed}, N ≥ 1; got {given}")
+    if y.is_floating_point() or y.min() < 0 or y.max() >= classes:
+        raise ValueError(f"labels y must be whole numbers in 0..{classes - 1}, got {y.min()}..{y.max()}")
+
+
 @torch.no_grad()
 def count_errors(q: Posteriors, X: Float[Tensor, "N n"], y: Int[Tensor, " N"], draws: int, seed: int) -> list[int]:
-    """Wrong answers of every posterior among independent draws of a network and, uniformly, a sample."""
-    generator = torch.Generator(y.device).manual_seed(seed)
+    """Wrong answers of every posterior among independent draws of a network and, uniformly, a sample.
+
+    Raises
+    ------
+    ValueError
+        If samples and labels do not fit the network, or there are no draws.
+    """
+    check_labelled(q.prior_weights, X, y)
+    if draws < 1:
+        raise ValueError(f"the number of draws must be at least 1, got {draws}")
+    generator = torch.Generator(y.device).manual_seed(index(seed))
     seen, variances, wrong = q.rotated(X), q.variances(), y.new_zeros(len(q.half_log_prior))
     drawn = torch.randint(len(y), (draws,), generator=generator, device=y.device).sort().values
     for rows in drawn.split(DRAWS_AT_ONCE):
@@ -200,7 +227,13 @@ def count_errors(q: Posteriors, X: Float[Tensor, "N n"], y: Int[Tensor, " N"], d
 def bounds(
     q: Posteriors, X: Float[Tensor, "N n"], y: Int[Tensor, " N"], *, draws: int, seed: int, confidence: Confidence
 ) -> list[Bound]:
-    """The bound of every posterior."""
+    """The bound of every posterior.
+
+    Raises
+    ------
+    ValueError
+        As :func:`count_errors` and :func:`~common.wu_dissecting.pac_bayes.bound.pac_bayes_bound`.
+    """
     wrong = count_errors(q, X, y, draws, seed)
     return [
         pac_bayes_bound(wrong[e], draws, lambda rho, e=e: float(q.kl(rho)[e]), float(rho), len(y), confidence)
