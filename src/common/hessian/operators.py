@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.hessian.linearity import graph_nodes
 from common.hessian.modes import evaluation_copy, passing
@@ -258,13 +259,29 @@ def check_logits(logits: object, samples: int) -> None:
         raise ValueError("the network gives logits that are not finite")
 
 
+class _RefusingToDraw(TorchDispatchMode):
+    """Inside, no operation of this thread draws from a generator."""
+
+    class DrawError(RuntimeError):
+        """One was about to."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        """Called for every operation."""
+        if torch.Tag.nondeterministic_seeded in operation.tags:
+            raise self.DrawError(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
 def draws_at_random(network: nn.Module, X: Float[Tensor, "N *shape"]) -> bool:
-    """Whether a pass draws from torch's generators, which are left as they were, or the next one differs."""
-    with torch.random.fork_rng([X.device] if X.is_cuda else []), torch.no_grad(), passing(X):
-        read = torch.cuda.get_rng_state if X.is_cuda else torch.get_rng_state
-        before = read()
-        first, second = network(X.clone()), network(X.clone())
-        return not torch.equal(read(), before) or (isinstance(first, Tensor) and not _near(first, second))
+    """Whether a pass would draw from torch's generators, which are left as they were, or the next one differs."""
+    try:
+        with torch.no_grad(), passing(X), sdpa_kernel(SDPBackend.MATH), _RefusingToDraw():
+            first, second = network(X.clone()), network(X.clone())
+    except ValueError as error:
+        if isinstance(error.__cause__, _RefusingToDraw.DrawError):
+            return True
+        raise
+    return isinstance(first, Tensor) and not _near(first, second)
 
 
 def passes_alone(network: nn.Module, X: Float[Tensor, "N *shape"], logits: Float[Tensor, "N *c"]) -> bool:
