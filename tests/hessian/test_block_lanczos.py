@@ -121,7 +121,41 @@ def test_what_cannot_be_exact_enough_raises_with_its_residual():
         top_eigenpairs(Dense(unsymmetric), 5, start=torch.eye(40, 4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("wrong", [torch.ones(5, 2), torch.full((6, 2), float("nan")), torch.ones(6, 0)])
+class Diagonal(SymmetricOperator):
+    def __init__(self, values):
+        super().__init__(len(values), values.dtype, values.device)
+        self.values = values
+
+    def _product(self, V):
+        return self.values[:, None] * V
+
+
+@pytest.mark.parametrize(("size", "gap"), [(100_000, 0.01), (10_000, 0.003), (1000, 0.001)])
+def test_the_largest_is_found_where_the_start_has_all_but_it(size, gap):
+    values = torch.cat([1 - gap * torch.arange(9), torch.linspace(0.5, 0, size - 9)]).double()
+    found = top_eigenpairs(Diagonal(values), 8, start=torch.eye(size, 9, dtype=torch.float64)[:, 1:])
+    torch.testing.assert_close(found.values, values[:8], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("power", [-30, -15, 15, 30])
+def test_scales_of_any_size(dtype, power):
+    values = (10.0**power * 0.9 ** torch.arange(200).double()).to(dtype)
+    start = torch.randn(200, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    found = top_eigenpairs(Diagonal(values), 9, start=start)
+    torch.testing.assert_close(found.values / values[:9], torch.ones(9, dtype=dtype), rtol=0, atol=1e-5)
+    assert (found.residuals / values[:9] <= 2e-4).all() and (found.residuals > 0).all()
+
+
+@pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"tolerance": 1.0}, {"tolerance": float("nan")}, {"most": 2}])
+def test_tolerances_and_sizes_that_are_none(wrong):
+    with pytest.raises(ValueError, match="a tolerance in 0..1 and most ≥ 3 are needed"):
+        top_eigenpairs(Dense(torch.eye(6)), 3, start=torch.ones(6, 2), **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.ones(6, 2).double(), torch.ones(5, 2), torch.full((6, 2), float("nan")), torch.ones(6, 0)]
+)
 def test_start_vectors_that_do_not_fit(wrong):
     with pytest.raises(ValueError, match=r"start vectors are needed, \(6, b\)"):
         top_eigenpairs(Dense(torch.eye(6)), 2, start=wrong)

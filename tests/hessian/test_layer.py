@@ -211,6 +211,9 @@ def test_eigenvalues_below_the_rounding_of_the_largest_are_found():
     expected = torch.linalg.eigvalsh(G * (flat @ flat.T)).flip(0)[:20] / 12
     torch.testing.assert_close(found.values.double(), expected, rtol=1e-3, atol=0)
     assert found.vectors.dtype == torch.float32
+    double = H.to(torch.float64)
+    true = torch.linalg.vector_norm(double @ found.vectors.double() - found.vectors.double() * found.values, dim=0)
+    torch.testing.assert_close(found.residuals.double(), true, rtol=1e-3, atol=1e-12)
 
 
 def test_the_example_of_the_readme(capsys):

@@ -3,6 +3,7 @@
 And all of those of a small matrix.
 """
 
+import math
 from dataclasses import dataclass
 from operator import index
 from typing import SupportsIndex
@@ -17,7 +18,9 @@ from common.hessian.operators import PyTorchLinearOperator
 #: Of the spectral norm, in units of the precision: what products are taken to be exact to.
 ROUNDING = 16
 #: Norm of what is added to each start vector, of norm 1, so that no eigenvector is orthogonal to all of them.
-NOISE = 0.1
+NOISE = 1.0
+#: Blocks that a Krylov space has at least: by then it has seen what the start vectors have little of.
+BLOCKS = 12
 #: Of vectors, turned into double precision.
 ROWS_AT_ONCE = 2**14
 
@@ -60,7 +63,7 @@ def top_eigenpairs(
     k
         Of the largest, with their signs: beyond the rank of a positive semidefinite operator there are zeros.
     start
-        As many vectors as a block shall have; the nearer to the wanted space the better. A tenth of noise is added.
+        As many vectors as a block shall have; the nearer to the wanted space the better. As much noise is added.
     tolerance
         Of every residual, relative to its eigenvalue; none needs to be below :data:`ROUNDING` times the precision times
         ‖H‖, and eigenvalues below that are 0.
@@ -70,7 +73,8 @@ def top_eigenpairs(
     Raises
     ------
     ValueError
-        If k is not between 1 and the dimension, or the start vectors do not fit or are not finite.
+        If k is not between 1 and the dimension, ``most`` is less, the tolerance is not between 0 and 1, or the start
+        vectors do not fit or are not finite.
     FloatingPointError
         If a product is not finite.
     ConvergenceError
@@ -79,8 +83,12 @@ def top_eigenpairs(
     k, size = index(k), operator.shape[0]
     if not 1 <= k <= size:
         raise ValueError(f"the number of eigenpairs must lie in 1..{size}, got {k}")
-    if start.ndim != 2 or len(start) != size or not start.shape[1] or not start.isfinite().all():
-        raise ValueError(f"finite start vectors are needed, ({size}, b); got {tuple(start.shape)}")
+    if not 0 < tolerance < 1 or not k <= (most or size):
+        raise ValueError(f"a tolerance in 0..1 and most ≥ {k} are needed, got {tolerance} and {most}")
+    fits = start.ndim == 2 and len(start) == size and start.shape[1] > 0 and start.dtype == operator.dtype
+    if not fits or not start.isfinite().all():
+        given = f"{tuple(start.shape)} of {start.dtype}"
+        raise ValueError(f"finite start vectors are needed, ({size}, b) of {operator.dtype}; got {given}")
     generator, products = torch.Generator(start.device).manual_seed(0), 0
     block = torch.nn.functional.normalize(start[:, :size], dim=0)
     block = block + NOISE * size**-0.5 * _normal(block, block.shape[1], generator)
@@ -114,7 +122,7 @@ def _block_lanczos(
     most = min(size, -((most or 3 * k + 40 * block) // -block) * block)
     Q = torch.empty(most, size, dtype=start.dtype, device=start.device)  # the basis, a vector a row
     T = torch.zeros(most, most, dtype=torch.float64, device=start.device)  # Q H Qᵀ
-    filled, scale = 0, 0.0
+    filled, scale, unit = 0, 0.0, 0.0
     new, _ = _orthonormal(start, Q[:0], 0.0, generator)
     while True:
         new = new[:, : most - filled]
@@ -124,6 +132,8 @@ def _block_lanczos(
         image, basis = operator @ new, Q[:filled]
         if not image.isfinite().all():
             raise FloatingPointError("a product with the operator is not finite")
+        unit = unit or _power_of_two(image)  # squares of small and of large numbers leave the range of single precision
+        image /= unit
         scale = max(scale, float(torch.linalg.vector_norm(image, dim=0).max()))
         floor = ROUNDING * torch.finfo(start.dtype).eps * scale
         coefficients = Q[near] @ image
@@ -131,7 +141,7 @@ def _block_lanczos(
         new, outside = _orthonormal(image - Q[near].T @ coefficients, basis, floor, generator)
         exhausted = filled == size or float(torch.linalg.matrix_norm(outside)) <= floor
         checked = exhausted or filled <= 8 * block or filled == most or filled % (4 * block) < block
-        if not checked or filled < (k if exhausted else min(most, k + 4 * block)):
+        if not checked or filled < (k if exhausted else min(most, max(k + 4 * block, BLOCKS * block))):
             continue
         values, C = torch.linalg.eigh((T[:filled, :filled] + T[:filled, :filled].T) / 2)
         floor = ROUNDING * torch.finfo(start.dtype).eps * float(values.abs().max())
@@ -146,13 +156,20 @@ def _block_lanczos(
             raise ConvergenceError(f"after {filled} products the largest relative residual is {worst:.1e}")
     values, C = values[:k], C[:, :k]
     vectors = _polished(basis.T @ C.to(start.dtype))
-    images = torch.cat([operator @ part for part in vectors.split(block, 1)], 1)
+    images = torch.cat([operator @ part for part in vectors.split(block, 1)], 1) / unit
     values = values.to(start.dtype)
     residuals, allowed = torch.linalg.vector_norm(images - vectors * values, dim=0), allowed.to(start.dtype)
     if not (residuals <= allowed + floor).all():
         worst = (residuals / values.abs().clamp(min=floor)).max()
         raise ConvergenceError(f"in {start.dtype} products are not exact enough: a relative residual is {worst:.1e}")
-    return Eigenpairs(values, vectors, residuals, torch.tensor([float(filled + k)])), allowed
+    found = Eigenpairs(values * unit, vectors, residuals * unit, torch.tensor([float(filled + k)]))
+    return found, allowed * unit
+
+
+def _power_of_two(image: Tensor) -> float:
+    """One near the largest entry, 1 for zeros."""
+    largest = float(image.abs().max())
+    return 2.0 ** math.floor(math.log2(largest)) if largest else 1.0
 
 
 def _orthonormal(

@@ -83,7 +83,11 @@ class _Factored(SymmetricOperator):
         except ConvergenceError:
             if start.dtype == torch.float64:
                 raise
-        found = self.to(torch.float64).top_eigenpairs(k, tolerance=tolerance)
+        double = self.to(torch.float64)
+        found = double.top_eigenpairs(k, tolerance=tolerance)
+        rounded = found.vectors.to(start.dtype).double()
+        residuals = torch.linalg.vector_norm(double @ rounded - rounded * found.values, dim=0)
+        found = replace(found, residuals=residuals, products=found.products + k)
         return Eigenpairs(**{name: part.to(start.dtype) for name, part in vars(found).items()})
 
 
