@@ -85,9 +85,9 @@ class _Factored(SymmetricOperator):
                 raise
         double = self.to(torch.float64)
         found = double.top_eigenpairs(k, tolerance=tolerance)
-        rounded = found.vectors.to(start.dtype).double()
-        residuals = torch.linalg.vector_norm(double @ rounded - rounded * found.values, dim=0)
-        found = replace(found, residuals=residuals, products=found.products + k)
+        values, vectors = (part.to(start.dtype).double() for part in (found.values, found.vectors))
+        residuals = torch.linalg.vector_norm(double @ vectors - vectors * values, dim=0)
+        found = Eigenpairs(values, vectors, residuals, found.products + index(k))
         return Eigenpairs(**{name: part.to(start.dtype) for name, part in vars(found).items()})
 
 
