@@ -149,7 +149,7 @@ def test_scales_of_any_size(dtype, power):
 
 @pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"tolerance": 1.0}, {"tolerance": float("nan")}, {"most": 2}])
 def test_tolerances_and_sizes_that_are_none(wrong):
-    with pytest.raises(ValueError, match="a tolerance in 0..1 and most ≥ 3 are needed"):
+    with pytest.raises(ValueError, match=r"a tolerance in 0\.\.1 and most ≥ 3 are needed"):
         top_eigenpairs(Dense(torch.eye(6)), 3, start=torch.ones(6, 2), **wrong)
 
 
