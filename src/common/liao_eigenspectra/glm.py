@@ -59,14 +59,10 @@ def finite_array(name: str, value: object, shape: tuple[int | None, ...]) -> Flo
         array = array.astype(float) if array.dtype.kind in "biuf" or not array.size else None
     except (TypeError, ValueError):
         array = None
-    count = (
-        "a finite number"
-        if not shape
-        else f"{shape[0]} finite numbers"
-        if shape[1:] == () and shape[0]
-        else "finite numbers"
-    )
     size = ", ".join("any" if n is None else str(n) for n in shape)
+    count = "finite numbers" if shape else "a finite number"
+    if len(shape) == 1 and shape[0]:
+        count = f"{shape[0]} {count}"
     wanted = f"{name} must be {count}" + (f", in an array of shape ({size})" if shape else "")
     if array is None:
         raise ValueError(f"{wanted}, got {value!r:.40}")
