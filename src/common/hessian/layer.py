@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from common.hessian.block_lanczos import Eigenpairs, descending_eigh, top_eigenpairs
 from common.hessian.convergence import ConvergenceError
 from common.hessian.linearity import Call, ForwardPass, forward_pass
-from common.hessian.modes import evaluation_copy
-from common.hessian.operators import SymmetricOperator, check_logits, draws_at_random, in_chunks, passes_alone
+from common.hessian.modes import check_repeatable, evaluation_copy, in_chunks, passes_alone
+from common.hessian.operators import SymmetricOperator
 
 #: Entries of what is held at once for a product; more is slower, as it leaves the processor's caches.
 CHUNK = 2**22
@@ -210,7 +210,7 @@ def layer_gauss_newton(
     Raises
     ------
     ValueError
-        If there is no such layer, or it is one that cannot be done.
+        If there is no such layer, or it or the network is one that cannot be done.
     """
     return _curvatures(network, [layer], X, exact=False)[layer]
 
@@ -233,28 +233,20 @@ def layer_hessians(
 def _curvatures(
     network: nn.Module, layers: Sequence[str], X: Tensor, *, exact: bool
 ) -> dict[str, LayerGaussNewton | WeightSharingGaussNewton]:
-    network, layers = evaluation_copy(network), list(dict.fromkeys(layers))
-    every = dict(network.named_modules(remove_duplicate=False))
-    known = {name: module for name, module in every.items() if isinstance(getattr(module, "weight", None), Tensor)}
-    if missing := [layer for layer in layers if layer not in known]:
-        raise ValueError(f"there is no layer {missing[0]!r} with weights; there are {list(known)}")
-    modules = {layer: known[layer] for layer in layers}
-    if not layers or not len(X) or len(set(modules.values())) < len(layers):
-        raise ValueError(f"samples and different layers are needed, got {len(X)} and {layers}")
-    products = {layer: _products(network, layer) for layer in layers}
+    network = evaluation_copy(network)
+    modules = _modules(network, layers, len(X))
+    products = {layer: _products(network, layer) for layer in modules}
     for layer, module in modules.items():
         if reason := _kind_that_cannot_be_done(module):
             raise ValueError(f"{layer!r} {reason}. {products[layer]}")
     weights = {module.weight for module in modules.values()}
     for p in network.parameters():
         p.requires_grad_(p in weights)  # nothing before the first of the layers is needed
-    if draws_at_random(network, X[:2]):
-        raise ValueError("the network draws at random: a Hessian needs the same outputs for the same samples")
-    parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in layers}
-    batches = in_chunks(X, -(-SAMPLES_AT_ONCE // len(layers)))
+    check_repeatable(network, X[:2])
+    parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in modules}
+    batches = in_chunks(X, -(-SAMPLES_AT_ONCE // len(modules)))
     for x in batches:
         passed = forward_pass(network, modules, x)
-        check_logits(passed.logits, len(x))
         for layer, module in modules.items():
             if reason := _use_that_cannot_be_done(passed, layer, module, len(x)):
                 raise ValueError(f"{reason}. {products[layer]}")
@@ -263,31 +255,27 @@ def _curvatures(
                     f"the logits are not piecewise linear in the weights of {layer!r}: {obstacle}. "
                     f"layer_gauss_newton gives the generalized Gauss-Newton matrix. {products[layer]}"
                 )
-        alone = len(batches) == 1 or passes_alone(network, x, passed.logits.detach())
-        factors = _factors(passed) if alone else None
+        apart = len(batches) == 1 or passes_alone(network, x, passed.logits.detach())
+        factors = _factors(passed) if apart else None
         if factors is None:
-            raise ValueError(f"the network mixes the samples. {products[layers[0]]}")
-        for layer in layers:
-            calls = [
-                _positions(modules[layer], *pair) for pair in zip(passed.calls[layer], factors[layer], strict=True)
-            ]
-            inputs, B = (torch.cat(part, 1) for part in zip(*calls, strict=True))
-            alone = isinstance(modules[layer], nn.Linear) and inputs.shape[1] == 1
-            parts[layer].append((inputs[:, 0], B[:, 0]) if alone else _summed(inputs, B))
+            raise ValueError(f"the network mixes the samples. {next(iter(products.values()))}")
+        for layer, module in modules.items():
+            parts[layer].append(_part(module, passed.calls[layer], factors[layer]))
             if len(parts[layer][-1]) != len(parts[layer][0]):
                 raise ValueError(f"{layer!r} is called at one position in some batches only. {products[layer]}")
-    found: dict[str, LayerGaussNewton | WeightSharingGaussNewton] = {}
-    for layer in layers:
-        columns = list(zip(*parts.pop(layer), strict=True))
-        if len(columns) == 2:
-            one = LayerHessian if exact else LayerGaussNewton
-            found[layer] = one(*(torch.cat(column) for column in columns))
-        else:
-            shared = WeightSharingHessian if exact else WeightSharingGaussNewton
-            J, M, C, mean = torch.cat(columns[0]), *(sum(column) / len(X) for column in columns[1:])
-            first = torch.linalg.svd(mean, full_matrices=False).U[:, 0]
-            found[layer] = shared(J, M, C, first * first.sum().sign())
-    return found
+    return {layer: _joined(parts.pop(layer), len(X), exact) for layer in modules}
+
+
+def _modules(network: nn.Module, layers: Sequence[str], samples: int) -> dict[str, nn.Module]:
+    """The layers of these names, each once."""
+    every = dict(network.named_modules(remove_duplicate=False))
+    known = {name: module for name, module in every.items() if isinstance(getattr(module, "weight", None), Tensor)}
+    if missing := [layer for layer in layers if layer not in known]:
+        raise ValueError(f"there is no layer {missing[0]!r} with weights; there are {list(known)}")
+    modules = {layer: known[layer] for layer in layers}
+    if not modules or not samples or len(set(modules.values())) < len(modules):
+        raise ValueError(f"samples and different layers are needed, got {samples} and {list(layers)}")
+    return modules
 
 
 def _products(network: nn.Module, layer: str) -> str:
@@ -356,6 +344,26 @@ def _factors(passed: ForwardPass) -> dict[str, list[Tensor]] | None:
             return None
     each = iter(factors)
     return {layer: [next(each) for _ in calls] for layer, calls in passed.calls.items()}
+
+
+def _part(module: nn.Module, calls: Sequence[Call], factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a batch has for a layer: X and B of a dense layer at one position, and else what :func:`_summed` gives."""
+    positions = [_positions(module, call, B) for call, B in zip(calls, factors, strict=True)]
+    inputs, B = (torch.cat(part, 1) for part in zip(*positions, strict=True))
+    once = isinstance(module, nn.Linear) and inputs.shape[1] == 1
+    return (inputs[:, 0], B[:, 0]) if once else _summed(inputs, B)
+
+
+def _joined(
+    parts: Sequence[tuple[Tensor, ...]], samples: int, exact: bool
+) -> LayerGaussNewton | WeightSharingGaussNewton:  # fmt: skip
+    """The matrix of a layer from what all batches have for it."""
+    columns = list(zip(*parts, strict=True))
+    if len(columns) == 2:
+        return (LayerHessian if exact else LayerGaussNewton)(*(torch.cat(column) for column in columns))
+    J, M, C, mean = torch.cat(columns[0]), *(sum(column) / samples for column in columns[1:])
+    first = torch.linalg.svd(mean, full_matrices=False).U[:, 0]
+    return (WeightSharingHessian if exact else WeightSharingGaussNewton)(J, M, C, first * first.sum().sign())
 
 
 def _positions(module: nn.Module, call: Call, B: Tensor) -> tuple[Float[Tensor, "N P n"], Float[Tensor, "N P m r"]]:

@@ -6,14 +6,14 @@ operations that are known to be linear, piecewise linear or linear in each argum
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from common.hessian.modes import passing
+from common.hessian.modes import check_logits, passing
 
 #: Backward nodes of operations that are linear, or piecewise linear, in all arguments that carry a gradient.
 PIECEWISE_LINEAR = frozenset(
@@ -43,7 +43,7 @@ class Call:
     output: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class ForwardPass:
     """A forward pass, as it was recorded.
 
@@ -59,7 +59,7 @@ class ForwardPass:
 
     logits: Tensor
     calls: dict[str, list[Call]]
-    spans: list[tuple[str, int, int]] = field(default_factory=list)
+    spans: list[tuple[str, int, int]]
 
     def where(self, node: Node) -> str:
         """The innermost module whose operation this is, with its type, as far as there is one."""
@@ -132,21 +132,23 @@ def forward_pass(network: nn.Module, layers: Mapping[str, nn.Module], x: Tensor)
     Raises
     ------
     ValueError
-        If the network does not take the samples.
+        If the network does not take the samples, or does not give finite logits, (N, c).
     """
-    found = ForwardPass(torch.empty(0), {name: [] for name in layers})
-    handles = _record_spans(network, found.spans)
+    calls: dict[str, list[Call]] = {name: [] for name in layers}
+    spans: list[tuple[str, int, int]] = []
+    handles = _record_spans(network, spans)
     for name, module in layers.items():
-        module.forward = _recorded(module.forward, found.calls[name])
+        module.forward = _recorded(module.forward, calls[name])
     try:
         with torch.enable_grad(), passing(x):
-            found.logits = network(x.clone())
+            logits = network(x.clone())
     finally:
         for module in layers.values():
             del module.forward
         for handle in handles:
             handle.remove()
-    return found
+    check_logits(logits, len(x))
+    return ForwardPass(logits, calls, spans)
 
 
 def _recorded(forward: Callable[[Tensor], Tensor], calls: list[Call]) -> Callable[[Tensor], Tensor]:

@@ -9,14 +9,21 @@ from collections.abc import Callable, Sequence
 
 import torch
 from curvlinops._torch_base import PyTorchLinearOperator  # its only address
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.hessian.linearity import graph_nodes
-from common.hessian.modes import evaluation_copy, passing
+from common.hessian.modes import (
+    check_logits,
+    check_precision,
+    check_repeatable,
+    evaluation_copy,
+    in_chunks,
+    passes_alone,
+    passing,
+)  # fmt: skip
 
 #: Samples that pass through a network at once, for a block of vectors together.
 SAMPLES_AT_ONCE = 2000
@@ -139,32 +146,37 @@ class FullHessian(SymmetricOperator):
             raise ValueError(f"a Hessian needs one parameter or more, each once; got {list(parameters or known)}")
         first = self._parameters[0]
         super().__init__(sum(p.numel() for p in self._parameters), first.dtype, first.device)
-        self._probe()
+        self._at_once = self._samples_at_once()
+        self._batched = self._can_be_batched()
 
-    def _probe(self) -> None:
-        """One product with two samples, to name what cannot be done before it takes long."""
-        X, y = self._X[:2], self._y[:2]
-        if self._y.shape != (len(self._X),) or not len(self._X):
-            raise ValueError(f"one label a sample is needed, ({len(self._X)},), N ≥ 1; got {tuple(self._y.shape)}")
+    def _samples_at_once(self) -> int:
+        """How many samples may pass together, once all have passed: all of them where the network mixes them."""
+        X, y = self._X, self._y
+        if y.shape != (len(X),) or not len(X):
+            raise ValueError(f"one label a sample is needed, ({len(X)},), N ≥ 1; got {tuple(y.shape)}")
         check_precision(X, self._parameters[0])
-        if draws_at_random(self._network, X):
-            raise ValueError("the network draws at random: a Hessian needs the same outputs for the same samples")
-        size = SAMPLES_AT_ONCE if len(self._X) > SAMPLES_AT_ONCE else len(self._X)
-        for part in in_chunks(self._X, size):
+        check_repeatable(self._network, X[:2])
+        parts, mixed = in_chunks(X, SAMPLES_AT_ONCE), False
+        for part in parts:
             with torch.no_grad(), passing(part):
                 logits = self._network(part.clone())
             check_logits(logits, len(part))
-            if not passes_alone(self._network, part, logits):
-                size = len(self._X)
-        self._at_once = size
-        if y.dtype != torch.int64 or self._y.min() < 0 or self._y.max() >= logits.shape[1]:
-            raise ValueError(f"labels must be int64 in 0..{logits.shape[1] - 1}, got {y.dtype} up to {self._y.max()}")
+            mixed = mixed or (len(parts) > 1 and not passes_alone(self._network, part, logits))
+        if y.dtype != torch.int64 or y.min() < 0 or y.max() >= logits.shape[1]:
+            raise ValueError(f"labels must be int64 in 0..{logits.shape[1] - 1}, got {y.dtype} up to {y.max()}")
+        return len(X) if mixed else SAMPLES_AT_ONCE
+
+    def _can_be_batched(self) -> bool:
+        """Whether torch takes vectors together: it cannot batch some second derivatives that it has.
+
+        Of two samples, to name what cannot be done before it takes long. A wrong second derivative is seldom symmetric.
+        """
         generator = torch.Generator(self.device).manual_seed(0)
         V = torch.randn(self.shape[0], 2, generator=generator, dtype=self.dtype, device=self.device)
         V = nn.functional.normalize(V, dim=0)
-        for self._batched in (True, False):  # torch cannot batch some derivatives that it has
+        for batched in (True, False):
             try:
-                images = self._summed(V, X, y)
+                images = self._summed(V, self._X[:2], self._y[:2], batched)
                 break
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]
@@ -176,16 +188,17 @@ class FullHessian(SymmetricOperator):
                 "the second derivatives that torch has of the network are not symmetric: one of its functions has a "
                 "wrong derivative (in torch 2.13 weight_norm does)"
             )
+        return batched
 
     def _product(self, V: Float[Tensor, "P k"]) -> Float[Tensor, "P k"]:
         batches = zip(in_chunks(self._X, self._at_once), in_chunks(self._y, self._at_once), strict=True)
-        return sum(self._summed(V, X, y) for X, y in batches) / len(self._y)
+        return sum(self._summed(V, X, y, self._batched) for X, y in batches) / len(self._y)
 
-    def _summed(self, V: Tensor, X: Tensor, y: Tensor) -> Tensor:
+    def _summed(self, V: Tensor, X: Tensor, y: Tensor, batched: bool) -> Tensor:
         def loss() -> Tensor:
             return nn.functional.cross_entropy(self._network(X.clone()), y, reduction="sum")
 
-        return hessian_products(loss, self._parameters, V, batched=self._batched)
+        return hessian_products(loss, self._parameters, V, batched=batched)
 
 
 def hessian_products(
@@ -225,78 +238,3 @@ def hessian_products(
         for size, parts in zip(sizes, zip(*blocks, strict=True), strict=True)
     ]
     return torch.cat(found, 1).T
-
-
-def in_chunks(X: Shaped[Tensor, "N *shape"], size: int) -> Sequence[Tensor]:
-    """Parts of at most so many rows, as equal as can be: a single sample alone is squeezed by some networks."""
-    return X.tensor_split(-(-len(X) // size))
-
-
-def check_precision(X: Float[Tensor, "N *shape"], like: Tensor) -> None:
-    """Whether samples lie where the parameters of a network do, with as many digits.
-
-    Raises
-    ------
-    ValueError
-        If not.
-    """
-    if X.device != like.device or (X.is_floating_point() and X.dtype != like.dtype):
-        raise ValueError(f"the samples are {X.dtype} on {X.device}, the network is {like.dtype} on {like.device}")
-
-
-def check_logits(logits: object, samples: int) -> None:
-    """Whether a network has given logits of so many samples.
-
-    Raises
-    ------
-    ValueError
-        If they are not finite, or of another shape than (samples, c).
-    """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != samples or not logits.shape[1]:
-        given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"logits of shape (N, c) are needed, one row a sample; the network gives {given}")
-    if not logits.isfinite().all():
-        raise ValueError("the network gives logits that are not finite")
-
-
-class _RefusingToDraw(TorchDispatchMode):
-    """Inside, no operation of this thread draws from a generator."""
-
-    class DrawError(RuntimeError):
-        """One was about to."""
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        """Called for every operation."""
-        evaluated = operation is torch.ops.aten.rrelu_with_noise.default and not args[4]
-        if torch.Tag.nondeterministic_seeded in operation.tags and not evaluated:
-            raise self.DrawError(str(operation))
-        return operation(*args, **(kwargs or {}))
-
-
-def draws_at_random(network: nn.Module, X: Float[Tensor, "N *shape"]) -> bool:
-    """Whether a pass would draw from torch's generators, which are left as they were, or the next one differs."""
-    try:
-        with torch.no_grad(), passing(X), sdpa_kernel(SDPBackend.MATH), _RefusingToDraw():
-            first, second = network(X.clone()), network(X.clone())
-    except ValueError as error:
-        if isinstance(error.__cause__, _RefusingToDraw.DrawError):
-            return True
-        raise
-    return isinstance(first, Tensor) and not _near(first, second)
-
-
-def passes_alone(network: nn.Module, X: Float[Tensor, "N *shape"], logits: Float[Tensor, "N *c"]) -> bool:
-    """Whether both halves of these samples, alone, have the logits that they have together."""
-    try:
-        with torch.no_grad():
-            return _near(torch.cat([network(half.clone()) for half in X.tensor_split(2) if len(half)]), logits)
-    except Exception:  # a network may do anything with another number of samples
-        return False
-
-
-def _near(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal but for rounding."""
-    if a.shape != b.shape:
-        return False
-    a, b = a.nan_to_num(), b.nan_to_num()
-    return not b.numel() or bool((a - b).abs().max() <= torch.finfo(b.dtype).eps ** 0.5 * b.abs().max())

@@ -8,15 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from common.hessian.modes import evaluating, evaluation_copy
-from common.hessian.operators import (
-    SymmetricOperator,
-    ZeroOperator,
-    check_precision,
-    draws_at_random,
-    hessian_products,
-    passes_alone,
-)  # fmt: skip
+from common.hessian.modes import check_precision, check_repeatable, evaluating, evaluation_copy, passes_alone
+from common.hessian.operators import SymmetricOperator, ZeroOperator, hessian_products
 from common.li_adaptive.networks import BatchStandardize
 from common.li_adaptive.training import HingeLoss, outputs
 
@@ -48,8 +41,7 @@ def margins(network: nn.Module, x: Float[Tensor, "N *shape"], y: Float[Tensor, "
     for parameter in network.parameters():
         check_precision(x, parameter)
     with evaluating(network):
-        if draws_at_random(network, x[:2]):
-            raise ValueError("the network draws at random: a Hessian needs the same outputs for the same samples")
+        check_repeatable(network, x[:2])
     T = outputs(network, x.clone())  # a layer may work in place
     check_outputs(T, y)
     if not T.isfinite().all():
@@ -136,7 +128,8 @@ def hinge_hessian(
     if not active.any():
         return zero
     standardized = any(isinstance(module, BatchStandardize) for module in network.modules())
-    if standardized or not passes_alone(network, x[:2], outputs(network, x[:2].clone())):
+    first = x[: max(2, batch_size)]
+    if standardized or not passes_alone(network, first, outputs(network, first.clone())):
         batches = [(x, y)]
     else:
         batches = list(zip(x[active].split(index(batch_size)), y[active].split(index(batch_size)), strict=True))
