@@ -214,6 +214,28 @@ def test_a_network_that_mixes_samples_has_them_all_in_one_batch():
     torch.testing.assert_close(found, by_autograd(made, X, y))
 
 
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+def test_a_network_may_mix_samples_that_come_late():
+    """The first ones have units that are all off, of mean zero in any batch of their own."""
+    made = nn.Sequential(
+        nn.Linear(4, 5), nn.ReLU(), Centred(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 1), nn.Flatten(0)
+    )
+    made, (_, X, y) = made.double(), problem()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+        made[0].bias.zero_()
+        made[0].weight.abs_()
+        X = torch.cat([-X[:2].abs(), X[2:].abs()])
+    assert not made[:2](X[:2]).any() and made[:2](X[2:]).any()
+    found = hinge_hessian(made, X, y, batch_size=2) @ torch.eye(sum(p.numel() for p in made.parameters())).double()
+    torch.testing.assert_close(found, by_autograd(made, X, y))
+
+
 class Noisy(nn.Module):
     def forward(self, x):
         return x + torch.randn_like(x)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from common.hessian.block_lanczos import Eigenpairs, descending_eigh, top_eigenpairs
 from common.hessian.convergence import ConvergenceError
 from common.hessian.linearity import Call, ForwardPass, forward_pass
-from common.hessian.modes import check_repeatable, evaluation_copy, in_chunks, passes_alone
+from common.hessian.modes import check_repeatable, evaluation_copy, in_chunks, same_in_parts
 from common.hessian.operators import SymmetricOperator
 
 #: Entries of what is held at once for a product; more is slower, as it leaves the processor's caches.
@@ -255,7 +255,7 @@ def _curvatures(
                     f"the logits are not piecewise linear in the weights of {layer!r}: {obstacle}. "
                     f"layer_gauss_newton gives the generalized Gauss-Newton matrix. {products[layer]}"
                 )
-        apart = len(batches) == 1 or passes_alone(network, x, passed.logits.detach())
+        apart = len(batches) == 1 or same_in_parts(network, x.tensor_split(2), passed.logits.detach())
         factors = _factors(passed) if apart else None
         if factors is None:
             raise ValueError(f"the network mixes the samples. {next(iter(products.values()))}")

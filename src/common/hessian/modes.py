@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
@@ -122,11 +122,11 @@ def check_repeatable(network: nn.Module, X: Float[Tensor, "N *shape"]) -> None:
         raise ValueError("the network draws at random: a Hessian needs the same outputs for the same samples")
 
 
-def passes_alone(network: nn.Module, X: Float[Tensor, "N *shape"], logits: Float[Tensor, "N *c"]) -> bool:
-    """Whether both halves of these samples, alone, have the logits that they have together."""
+def same_in_parts(network: nn.Module, parts: Iterable[Tensor], outputs: Float[Tensor, "N *c"]) -> bool:
+    """Whether samples that pass in these parts have the outputs that they have together."""
     try:
         with torch.no_grad():
-            return _near(torch.cat([network(half.clone()) for half in X.tensor_split(2) if len(half)]), logits)
+            return _near(torch.cat([network(part.clone()) for part in parts if len(part)]), outputs)
     except Exception:  # a network may do anything with another number of samples
         return False
 

@@ -21,8 +21,8 @@ from common.hessian.modes import (
     check_repeatable,
     evaluation_copy,
     in_chunks,
-    passes_alone,
     passing,
+    same_in_parts,
 )  # fmt: skip
 
 #: Samples that pass through a network at once, for a block of vectors together.
@@ -161,7 +161,7 @@ class FullHessian(SymmetricOperator):
             with torch.no_grad(), passing(part):
                 logits = self._network(part.clone())
             check_logits(logits, len(part))
-            mixed = mixed or (len(parts) > 1 and not passes_alone(self._network, part, logits))
+            mixed = mixed or (len(parts) > 1 and not same_in_parts(self._network, part.tensor_split(2), logits))
         if y.dtype != torch.int64 or y.min() < 0 or y.max() >= logits.shape[1]:
             raise ValueError(f"labels must be int64 in 0..{logits.shape[1] - 1}, got {y.dtype} up to {y.max()}")
         return len(X) if mixed else SAMPLES_AT_ONCE

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from common.hessian.modes import check_precision, check_repeatable, evaluating, evaluation_copy, passes_alone
+from common.hessian.modes import check_precision, check_repeatable, evaluating, evaluation_copy, same_in_parts
 from common.hessian.operators import SymmetricOperator, ZeroOperator, hessian_products
 from common.li_adaptive.networks import BatchStandardize
 from common.li_adaptive.training import HingeLoss, outputs
@@ -123,16 +123,15 @@ def hinge_hessian(
     if not parameters or batch_size < 1:
         given = f"{len(parameters)} parameters and batches of {batch_size}"
         raise ValueError(f"a Hessian needs at least one parameter, and batches of at least one sample; got {given}")
-    active = margins(network, x, y) < 1
+    found = margins(network, x, y)
+    active = found < 1
     zero = ZeroOperator(sum(p.numel() for p in parameters), parameters[0].dtype, parameters[0].device)
     if not active.any():
         return zero
     standardized = any(isinstance(module, BatchStandardize) for module in network.modules())
-    first = x[: max(2, batch_size)]
-    if standardized or not passes_alone(network, first, outputs(network, first.clone())):
+    batches = list(zip(x[active].split(index(batch_size)), y[active].split(index(batch_size)), strict=True))
+    if standardized or not same_in_parts(network, [images for images, _ in batches], (y * found)[active]):
         batches = [(x, y)]
-    else:
-        batches = list(zip(x[active].split(index(batch_size)), y[active].split(index(batch_size)), strict=True))
     operator = HingeHessian(network, parameters, batches, len(y))
     probe = torch.randn(operator.shape[0], generator=torch.Generator().manual_seed(0))
     return operator if (operator @ probe.to(operator.device, operator.dtype)).any() else zero
