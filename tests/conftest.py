@@ -6,6 +6,7 @@ import subprocess
 
 import jaxtyping
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 # An int is taken where a float is asked for, as the language itself has it (PEP 484).
@@ -15,6 +16,12 @@ from common.pipeline.isolation import isolate, tether  # noqa: E402
 
 tether()
 isolate()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """What a test draws from torch's generator is the same whatever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
