@@ -147,6 +147,30 @@ def test_scales_of_any_size(dtype, power):
     assert (found.residuals / values[:9] <= 2e-4).all() and (found.residuals > 0).all()
 
 
+class LowRank(SymmetricOperator):
+    """U diag(values) Uᵀ, multiplied in double precision."""
+
+    def __init__(self, U, values):
+        super().__init__(len(U), torch.float32, U.device)
+        self.U, self.values = U, values
+
+    def __matmul__(self, V):
+        return (self.U @ (self.values[:, None] * (self.U.T @ V.double()))).float()
+
+
+def test_vectors_of_a_million_entries():
+    """In single precision sums of that many terms lose four digits more than the terms do."""
+    generator = torch.Generator().manual_seed(0)
+    U = torch.linalg.qr(torch.rand(1_000_000, 4, dtype=torch.float64, generator=generator))[0]
+    values = torch.tensor([10.0, 4.0, 1.0, 0.3], dtype=torch.float64)
+    start = torch.randn(len(U), 4, generator=generator)
+    found = top_eigenpairs(LowRank(U, values), 4, start=start, tolerance=1e-5)
+    torch.testing.assert_close(found.values.double(), values, rtol=1e-6, atol=0)
+    vectors = found.vectors.double()
+    assert (vectors.T @ vectors - torch.eye(4)).abs().max() < 1e-6
+    assert torch.linalg.vector_norm(U @ (values[:, None] * (U.T @ vectors)) - vectors * values, dim=0).max() < 5e-6
+
+
 @pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"tolerance": 1.0}, {"tolerance": float("nan")}, {"most": 2}])
 def test_tolerances_and_sizes_that_are_none(wrong):
     with pytest.raises(ValueError, match=r"a tolerance in 0\.\.1 and most ≥ 3 are needed"):

@@ -21,8 +21,8 @@ ROUNDING = 16
 NOISE = 1.0
 #: Blocks that a Krylov space has at least: by then it has seen what the start vectors have little of.
 BLOCKS = 12
-#: Of vectors, turned into double precision.
-ROWS_AT_ONCE = 2**14
+#: Of vectors, whose products are summed in their own precision.
+ROWS_AT_ONCE = 2**12
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def _block_lanczos(
         image /= unit
         scale = max(scale, float(torch.linalg.vector_norm(image, dim=0).max()))
         floor = ROUNDING * torch.finfo(start.dtype).eps * scale
-        coefficients = Q[near] @ image
-        T[near, last], T[last, near] = coefficients.double(), coefficients.T.double()
-        new, outside = _orthonormal(image - Q[near].T @ coefficients, basis, floor, generator)
+        coefficients = _inner(Q[near], image)
+        T[near, last], T[last, near] = coefficients, coefficients.T
+        new, outside = _orthonormal(image - Q[near].T @ coefficients.to(image.dtype), basis, floor, generator)
         exhausted = filled == size or float(torch.linalg.matrix_norm(outside)) <= floor
         checked = exhausted or filled <= 8 * block or filled == most or filled % (4 * block) < block
         if not checked or filled < (k if exhausted else min(most, max(k + 4 * block, BLOCKS * block))):
@@ -146,7 +146,7 @@ def _block_lanczos(
         values, C = torch.linalg.eigh((T[:filled, :filled] + T[:filled, :filled].T) / 2)
         floor = ROUNDING * torch.finfo(start.dtype).eps * float(values.abs().max())
         values, C = values.flip(0), C.flip(1)
-        residuals = torch.linalg.vector_norm(outside.double() @ C[last], dim=0)
+        residuals = torch.linalg.vector_norm(outside @ C[last], dim=0)
         allowed = (tolerance * values[:k].abs()).clamp(min=floor)
         below = values[k:] + residuals[k:] <= values[k - 1] + allowed[-1]  # none of them will rise above
         if ((residuals[:k] <= allowed).all() and below.all()) or filled == size:
@@ -180,27 +180,37 @@ def _orthonormal(
     Directions in which the block has no more than ``floor`` are rounding: random ones take their place, as far as there
     is room, c ≤ b.
     """
-    N, R = torch.linalg.qr(block)
+    N, R = _qr(block)
     U, lengths, rows = torch.linalg.svd(R)
-    N, weak = N @ U, lengths <= floor
+    N, weak = N @ U.to(N.dtype), lengths <= floor
     room = len(block) - len(basis)
     N, fresh = N[:, :room], weak[:room]
     while True:
         N[:, fresh] = _normal(N, int(fresh.sum()), generator)
-        N = N - basis.T @ (basis @ N)
-        N, S = torch.linalg.qr(N)
+        N, S = _qr(N - basis.T @ _inner(basis, N).to(N.dtype))
         left = S.diagonal().abs()
         # Twice is enough: what a projection has taken less than half of is orthogonal to the basis.
         if not ((left < 0.5) | fresh).any():
-            norms = torch.linalg.vector_norm(N, dim=0, dtype=torch.float64)  # LAPACK is less exact
-            return N / norms.to(N.dtype), lengths[:, None] * rows
+            return N, lengths[:, None] * rows
         fresh = left < 1e-6
+
+
+def _qr(block: Float[Tensor, "d b"]) -> tuple[Float[Tensor, "d b"], Float[Tensor, "b b"]]:
+    """Q, and R in double precision; all is done in it, as LAPACK has four digits of long columns in single."""
+    Q, R = torch.linalg.qr(block.double())
+    return Q.to(block.dtype), R
 
 
 def _polished(V: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
     """V (3 − VᵀV)/2: nearly orthonormal columns, orthonormal to the precision that they are held in."""
-    gram = sum(part.double().T @ part.double() for part in V.split(ROWS_AT_ONCE))
+    gram = _inner(V.T, V)
     return V - V @ ((gram - torch.eye(V.shape[1], dtype=gram.dtype, device=gram.device)) / 2).to(V.dtype)
+
+
+def _inner(A: Float[Tensor, "a d"], B: Float[Tensor, "d b"]) -> Float[Tensor, "a b"]:
+    """A B, parts of it summed in double precision: a million terms of one sign in single have four right digits."""
+    parts = zip(A.split(ROWS_AT_ONCE, 1), B.split(ROWS_AT_ONCE), strict=True)
+    return sum((part @ other).double() for part, other in parts)
 
 
 def descending_eigh(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
