@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from scipy.optimize import brentq
 
 from common import paths
 from common.liao_eigenspectra.glm import (
@@ -56,6 +57,44 @@ def test_corollary_2():
     m = H.stieltjes_transform(spike.eigenvalue).real
     assert m == pytest.approx(1 / (expected(m, lambda r: 1) - spike.eigenvalue), rel=1e-7)
     assert 1 + m * expected(m, lambda r: r**2 - size**2) / size**2 == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("c", "size"),
+    [(0.1, 20), (0.1, 187), (0.1, 195), (0.1, 1000), (0.3, 40.6), (0.3, 41), (0.3, 61), (0.02, 700), (0.7, 100)],
+)
+def test_curvatures_of_many_orders_of_magnitude(c, size):
+    """Corollary 2 at large ‖w‖, with sums over t that know log δ alone: edge, left spike and its cosine."""
+    t = np.linspace(-10, 10, 2_000_001)
+    weight, r = np.exp(-(t**2) / 2), size * np.abs(t)
+    weight /= weight.sum()
+
+    def sums(log_delta):
+        h = 1 / (1 + np.exp(np.clip(r + 2 * np.log1p(np.exp(-r)) - log_delta, -700, 700)))  # δg / (1 + δg)
+        A, slope = weight @ h, weight @ (h * (1 - h))
+        D, D_slope = weight @ (h * t**2), weight @ (h * (1 - h) * t**2)
+        return A, slope, D, D_slope
+
+    edge = brentq(lambda Y: np.subtract(*sums(Y)[:2]) - c, -5, 600, xtol=1e-13)
+    _, slope, D, _ = sums(edge)
+    H = Eigenspectrum.of(GLM(p=16, w=size * halves(16), **LOGISTIC_MODEL), c)
+    assert math.log(H.support[0][0]) == pytest.approx(math.log(slope) - edge, abs=1e-4)
+    assert H.mass_at_zero == 0
+    assert len(H.spikes) == (slope > D)
+    for spike in H.spikes:
+        Y = brentq(lambda Y: sums(Y)[0] - sums(Y)[2] - c, -5, edge, xtol=1e-13)
+        _, slope, D, D_slope = sums(Y)
+        assert spike.side == "left"
+        assert math.log(spike.eigenvalue) == pytest.approx(math.log(D) - Y, abs=1e-4)
+        assert spike.cosines["w"] == pytest.approx((slope - D) / (slope - D_slope), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("c", "size", "words"), [(0.7, 1400, "so is the edge"), (0.1, 1e4, "resolves"), (0.1, 1e8, "resolves")]
+)
+def test_curvatures_of_too_many_orders_of_magnitude(c, size, words):
+    with pytest.raises(ValueError, match=f"{words}.*smaller w$"):
+        Eigenspectrum.of(GLM(p=16, w=size * halves(16), **LOGISTIC_MODEL), c)
 
 
 def paper_G(H: Eigenspectrum, glm: GLM, z: float) -> tuple[np.ndarray, np.ndarray]:

@@ -40,6 +40,10 @@ Interval = tuple[float, float]
 _TAIL = 10.0  # standard deviations at which Gaussian integrals end; the rest is below 1e-22
 _FAR = 30.0  # standard deviations at which g is looked at to tell whether it is bounded
 _PANEL = 16  # Gauss-Legendre nodes in a panel
+#: Relative to the largest; no curvature between two kinks is taken to be smaller.
+SMALLEST = 1e-140
+_STEEP = 20.0  # change of log |g| within a panel up to which it is resolved
+_MOST = 2**16  # nodes in the first direction
 _INNER = 400  # nodes in the second direction where a sum over them is all that is needed
 _NOISE = 24  # Gauss-Hermite nodes for the noise of a response
 _CHUNK = 2**19  # entries of a matrix over many points and the nodes of g
@@ -169,8 +173,8 @@ class Law:
         Raises
         ------
         ValueError
-            If g is not finite somewhere, or for a discrete response jumps at a place that is not among the kinks; or
-            if the nodes are fewer than 128.
+            If g is not finite somewhere, or for a discrete response jumps at a place that is not among the kinks, or
+            changes faster than :data:`_MOST` nodes resolve; or if the nodes are fewer than 128.
         """
         nodes = whole_number("nodes", nodes, least=128)
         predictions = _Predictions.of(glm)
@@ -182,8 +186,8 @@ class Law:
             first=np.concatenate([part.first for part in parts]),
             second=np.concatenate([part.second for part in parts]),
             support=_stretched(merged([x for part in parts for x in part.ranges]), _far_curvatures(glm, predictions)),
-        )
-        return law._distinct().compressed(nodes)
+        )._distinct()
+        return law if law._wide else law.compressed(nodes)
 
     # Its nodes ............................................................................................
 
@@ -245,6 +249,14 @@ class Law:
         """Nodes of more than a thousandth of the weight, unless all are like that."""
         heavy = self.q > 1e-3
         return heavy & (heavy.sum() < 64)
+
+    @property
+    def _wide(self) -> bool:
+        """Whether the middle four fifths of g go over so many orders of magnitude that none may be left out."""
+        size = np.abs(self.g)
+        order = np.argsort(size)
+        low, high = np.interp([0.1, 0.9], np.cumsum(self.q[order]), size[order])
+        return bool(0 < low < 1e-8 * high)
 
     def _distinct(self) -> "Law":
         """The same law with equal values of g added up, and without nodes of no weight."""
@@ -490,18 +502,55 @@ class _Part:
 
 def _discrete_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Part]:
     """One part for each value of y: g depends on t₁ alone, and t₂ and P(y | η) are summed over at each t₁."""
-    grid = _Grid.of(glm, predictions, first=nodes, second=_INNER)
+    grid = _resolving_grid(glm, predictions, nodes)
     parts = []
     for y in glm.response.values:
-        g = _finite_curvature(glm, np.full(len(grid.h), y), grid.h)
-        if predictions.has_first:
-            _refuse_jump(glm, y, (grid.h - predictions.mean_h) / predictions.sigma, g, grid.pieces, predictions)
+        g = _nonzero(_finite_curvature(glm, np.full(len(grid.h), y), grid.h), grid.pieces)
         chance = grid.weight * glm.response.probability(y, torch.from_numpy(grid.eta)).numpy()
         q, first, second = (
             np.einsum("ab,ab...->a...", chance, x) for x in (np.ones(grid.eta.shape), grid.t, _outer(grid.t))
         )
         parts.append(_Part(g, q, first, second, [_range(g[piece]) for piece in grid.pieces]))
     return parts
+
+
+def _resolving_grid(glm: GLM, predictions: _Predictions, nodes: int) -> _Grid:
+    """So many nodes; twice as many where g is the same for all y; more where it falls through orders of magnitude.
+
+    What Theorem 1 takes of g at large δ is whether it is above or below 1/δ: all orders of magnitude count alike.
+    """
+    values, places = glm.response.values, np.array([0.0, predictions.mean_h])
+    while True:
+        grid, steepest = _Grid.of(glm, predictions, first=nodes, second=1), 0.0
+        curvatures = [_finite_curvature(glm, np.full(len(grid.h), y), grid.h) for y in values]
+        for y, found in zip(values, curvatures, strict=True) if predictions.has_first else ():
+            g = _nonzero(found, grid.pieces)
+            _refuse_jump(glm, y, (grid.h - predictions.mean_h) / predictions.sigma, g, grid.pieces, predictions)
+            size = np.where((g != 0) & (grid.weight[:, 0] > 1e-16), np.abs(g), math.nan).reshape(-1, _PANEL)
+            steepest = max(steepest, float(np.nansum(np.abs(np.diff(np.log(size), axis=1)), axis=1).max()))
+            if np.abs(_finite_curvature(glm, np.full(2, y), places)).max() > 2 * np.abs(g).max():
+                steepest = math.inf  # a peak between two nodes
+        if steepest <= _STEEP:
+            alike = len(values) > 1 and all(np.allclose(g, curvatures[0], rtol=1e-12, atol=0) for g in curvatures)
+            return _Grid.of(glm, predictions, first=nodes * (2 if alike else 1), second=_INNER)
+        nodes = math.ceil(nodes * min(steepest / _STEEP + 0.1, 8.0))
+        if nodes > _MOST:
+            step = predictions.sigma * 2 * _TAIL / nodes
+            raise ValueError(
+                f"the curvature of the loss changes by orders of magnitude while w'x moves by {step:.1e}, a small part "
+                f"of its standard deviation {predictions.sigma:.1e}: no quadrature resolves that; choose a smaller w"
+            )
+
+
+def _nonzero(g: np.ndarray, pieces: list[slice]) -> np.ndarray:
+    """The curvatures, those that fall below what can be squared being as large as that, between two kinks each."""
+    g, least = g.copy(), SMALLEST * np.abs(g).max()
+    for piece in pieces:
+        part = g[piece]  # a view
+        size = np.abs(part)
+        if 0 < size[size > 0].min(initial=math.inf) < least:
+            part[size < least] = least * (1.0 if part[size.argmax()] > 0 else -1.0)
+    return g
 
 
 def _continuous_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Part]:

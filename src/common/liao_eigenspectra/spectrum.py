@@ -46,7 +46,7 @@ from scipy.interpolate import CubicHermiteSpline
 
 from common.hessian.convergence import ConvergenceError
 from common.liao_eigenspectra.glm import Features, finite_array, positive_number, whole_number
-from common.liao_eigenspectra.law import Interval, Law, merged
+from common.liao_eigenspectra.law import SMALLEST, Interval, Law, merged
 
 _BISECTIONS = 60
 _CLOSE = 1e-8  # to which a distribution function is known between two points
@@ -104,7 +104,8 @@ class LimitingSpectrum:
     Raises
     ------
     ValueError
-        If c is not positive, or the spectrum is so large or small that its squares are no floating-point numbers.
+        If c is not positive, or the spectrum, or its edge next to zero, is so large or small that its squares are no
+        floating-point numbers.
 
     Examples
     --------
@@ -120,6 +121,12 @@ class LimitingSpectrum:
         size = float(np.abs(law.g).max() * features.eigenvalues.max())
         if size and not 1e-100 < size < 1e100:
             raise ValueError(f"the curvatures times the eigenvalues of C go up to {size:.0e}: choose other units")
+        nonzero, large = (law.q[np.abs(law.g) > least * np.abs(law.g).max()].sum() for least in (0.0, 2 * SMALLEST))
+        if nonzero - large > 1e-12 and large <= self.c < nonzero:
+            raise ValueError(
+                f"{nonzero - large:.0%} of the curvatures are below {SMALLEST} times the largest, but not zero, and so "
+                f"is the edge of the spectrum: choose a smaller w"
+            )
         order = np.argsort(features.eigenvalues)
         t = features.eigenvalues[order]
         group = np.cumsum(np.r_[False, t[1:] > t[:-1] * (1 + 1e-10)])  # the same up to rounding
@@ -302,10 +309,18 @@ class LimitingSpectrum:
         return _cut_at_zero(pieces)
 
     def _grade(self, low: float, high: float, count: int = 400) -> np.ndarray:
-        """Points inside an interval, dense at its ends; equal steps in the logarithm towards infinity."""
+        """Points inside an interval, dense at its ends; equal steps in the logarithm towards infinity.
+
+        An end nearer to zero than that is approached through all orders of magnitude that g has there.
+        """
         size = max(abs(x) for x in [*self.law.g[[0, -1]].tolist(), self._scale])
         if math.isinf(low) or math.isinf(high):
-            steps = size * np.geomspace(1e-10, 1e6, 2 * count)
+            end = high if math.isinf(low) else low
+            sizes = np.abs(self.law.g[self.law.g != 0])
+            least = 1e-10 * (
+                size if abs(end) > 1e-10 * size else max(abs(end), min(size, sizes.min()), SMALLEST * size)
+            )
+            steps = np.geomspace(least, 1e6 * size, round(count / 8 * math.log10(1e6 * size / least)))
             return (high - steps)[::-1] if math.isinf(low) else low + steps
         near = np.geomspace(1e-10, 0.5, count)
         return low + (high - low) * np.concatenate([near, 1 - near[-2::-1]])
@@ -350,7 +365,8 @@ class LimitingSpectrum:
         """Values of ζ from one edge to the other, dense at both and reaching far where the piece is infinite."""
         if math.isinf(piece[0]) or math.isinf(piece[1]):
             far, near = (left, right) if math.isinf(piece[0]) else (right, left)
-            return near + (far - near) * np.concatenate([[0.0], np.geomspace(1e-13, 1, 600)])
+            least = 1e-13 * min(1.0, abs(near / (far - near)) or 1.0)
+            return near + (far - near) * np.concatenate([[0.0], np.geomspace(least, 1, round(-46 * math.log10(least)))])
         near = np.geomspace(1e-13, 0.5, 300)
         return left + (right - left) * np.concatenate([[0.0], near, 1 - near[-2::-1], [1.0]])
 
