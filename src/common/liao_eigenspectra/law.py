@@ -130,8 +130,10 @@ class Law:
         q = np.full(len(g), 1 / len(g)) if q is None else finite_array("q", q, (len(g),))
         if not np.isclose(q.sum(), 1) or (q < 0).any():
             raise ValueError(f"the probabilities q of g must not be negative and add up to 1, got {q.tolist()}")
-        g, place = np.unique(g, return_inverse=True)
-        q = np.bincount(place, q) / q.sum()
+        order = np.argsort(g)
+        g, q = g[order], q[order] / q.sum()
+        place = np.cumsum(np.r_[False, np.diff(g) > 1e-10 * np.abs(g[1:])])  # the same up to rounding
+        g, q = g[np.r_[True, np.diff(place) > 0]], np.bincount(place, q)
         return cls(g, q, np.zeros((len(g), 0)), np.zeros((len(g), 0, 0)), tuple((x, x) for x in g.tolist()))
 
     @classmethod
