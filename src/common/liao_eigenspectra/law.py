@@ -596,7 +596,7 @@ def _refuse_jump(glm: GLM, y: float, t: np.ndarray, g: np.ndarray, pieces: list[
                 high, right = middle, between
             else:
                 low, left = middle, between
-        if abs(right - left) > step / 4:
+        if abs(right - left) > max(step / 4, 1e-12 * np.abs(g).max()):  # less is rounding
             left, right, place = left + 0.0, right + 0.0, x.mean_h + x.sigma * low
             raise ValueError(
                 f"the curvature of the loss jumps from {left:g} to {right:g} at h = {place:g} for y = {y:g}: name each "

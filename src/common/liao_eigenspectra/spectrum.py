@@ -321,9 +321,11 @@ class LimitingSpectrum:
                 size if abs(end) > 1e-10 * size else max(abs(end), min(size, sizes.min()), SMALLEST * size)
             )
             steps = np.geomspace(least, 1e6 * size, round(count / 8 * math.log10(1e6 * size / least)))
-            return (high - steps)[::-1] if math.isinf(low) else low + steps
-        near = np.geomspace(1e-10, 0.5, count)
-        return low + (high - low) * np.concatenate([near, 1 - near[-2::-1]])
+            points = (high - steps)[::-1] if math.isinf(low) else low + steps
+        else:
+            near = np.geomspace(1e-10, 0.5, count)
+            points = low + (high - low) * np.concatenate([near, 1 - near[-2::-1]])
+        return points[(points > low) & (points < high)]  # some are rounded to an end
 
     @cached_property
     def openings(self) -> tuple[Opening, ...]:
