@@ -1,6 +1,7 @@
 """The law of g with the two directions, against exact moments and sampling."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -207,6 +208,67 @@ def test_a_jump_of_the_curvature_is_found_wherever_it_is_and_only_there(place, j
     assert law.q @ law.g == pytest.approx(exact + jump * math.erfc(place / math.sqrt(2)) / 2, rel=1e-8)
     with pytest.raises(ValueError, match="the curvature of the loss jumps from"):
         Law.of(GLM(**models))
+
+
+LARGE = st.floats(-1, 3).map(lambda power: 10**power)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(size=LARGE, star=LARGE, along=st.floats(-1, 1), mean=st.floats(0, 1.5), c=st.sampled_from([0.03, 0.2, 0.6, 1.4]))
+def test_a_w_star_that_g_does_not_depend_on_changes_no_spectrum(size, star, along, mean, c):
+    """g of the logistic loss is the same for both y: edges and the alignment with w are those without w*."""
+
+    def spectrum(w_star):
+        model = {"w": [size, 0.0, 0.0], "mean": [mean, 0.0, 0.0], "response": LOGISTIC, "loss": logistic_loss}
+        return Eigenspectrum.of(GLM(p=3, w_star=w_star, **model), c)
+
+    try:
+        plain = spectrum([0.0, 0.0, 0.0])
+    except ValueError as refusal:
+        with pytest.raises(ValueError, match=re.escape(str(refusal)[-20:])):
+            spectrum([star * along, star, 0.0])
+        return
+    beside = spectrum([star * along, star, 0.0])
+    assert np.allclose(beside.support, plain.support, rtol=1e-3 if c > 1 else 1e-6, atol=0)
+    assert len(beside.spikes) == len(plain.spikes)
+    for spike, same in zip(beside.spikes, plain.spikes, strict=True):
+        assert spike.eigenvalue == pytest.approx(same.eigenvalue, rel=1e-6)
+        assert spike.cosines["w"] == pytest.approx(same.cosines["w"], rel=1e-5)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(size=LARGE, along=st.sampled_from([0.0, 0.5]), beside=st.sampled_from([0.0, 1.0]), noise=st.floats(0, 2))
+def test_a_curvature_narrow_beside_the_predictions_is_resolved_or_refused(size, along, beside, noise):
+    """log cosh(h - y) with y = η + noise: a hill of width one, of which h - y passes thousands."""
+
+    def loss(y, h):
+        return h - y + torch.nn.functional.softplus(-2 * (h - y))
+
+    spread = math.sqrt((size - along) ** 2 + beside**2 + noise**2)
+    at = 0.4 * (size - along)
+    exact = quad(
+        lambda r: math.exp(-(((r - at) / spread) ** 2) / 2) / math.sqrt(2 * math.pi) / spread / math.cosh(r) ** 2,
+        -30, 30, points=[0, at] if abs(at) < 30 else [0], limit=200,
+    )[0]  # fmt: skip
+    response = ContinuousResponse(lambda eta: eta, noise=noise)
+    try:
+        law = Law.of(
+            GLM(p=2, w=[size, 0.0], w_star=[along, beside], mean=[0.4, 0.0], response=response, loss=loss), nodes=512
+        )
+    except ValueError as refusal:
+        assert str(refusal).startswith("the curvature of the loss changes so fast with w'x, w*'x or the noise")
+        assert size > 20
+    else:
+        assert law.q @ law.g == pytest.approx(exact, rel=2e-3)
+
+
+def test_a_chance_steep_beside_w_is_resolved():
+    """P(y | η) as steep as a step, of which E[exp(-y h)] is known."""
+    model = {"p": 2, "w": [1.0, 0.0], "response": LOGISTIC, "loss": exponential_loss}
+    for along in (0.0, 0.3):
+        law = Law.of(GLM(w_star=[1e3 * along, 1e3], **model))
+        cosine = along / math.sqrt(1 + along**2)
+        assert law.q @ law.g == pytest.approx(math.exp(0.5) * math.erfc(cosine / math.sqrt(2)), rel=1e-3)
 
 
 def test_an_even_smear_of_the_nodes_has_the_phase_of_its_own_transform():

@@ -60,13 +60,19 @@ def test_corollary_2():
 
 
 @pytest.mark.parametrize(
-    ("c", "size"),
-    [(0.1, 20), (0.1, 187), (0.1, 195), (0.1, 1000), (0.3, 40.6), (0.3, 41), (0.3, 61), (0.02, 700), (0.7, 100)],
+    ("c", "size", "mean"),
+    [
+        *[(0.1, size, 0) for size in (20, 187, 195, 1000)],
+        *[(0.3, size, 0) for size in (40.6, 41, 61)],
+        *[(0.1, size, 1) for size in (30, 300, 1000)],
+        (0.02, 700, 0),
+        (0.7, 100, 0),
+    ],
 )
-def test_curvatures_of_many_orders_of_magnitude(c, size):
-    """Corollary 2 at large ‖w‖, with sums over t that know log δ alone: edge, left spike and its cosine."""
-    t = np.linspace(-10, 10, 2_000_001)
-    weight, r = np.exp(-(t**2) / 2), size * np.abs(t)
+def test_curvatures_of_many_orders_of_magnitude(c, size, mean):
+    """Corollary 2 at large ‖w‖ and a mean along w, with sums over t that know log δ alone: edge, left spike, cosine."""
+    t = mean + np.linspace(-10, 10, 2_000_001)
+    weight, r = np.exp(-((t - mean) ** 2) / 2), size * np.abs(t)
     weight /= weight.sum()
 
     def sums(log_delta):
@@ -77,7 +83,7 @@ def test_curvatures_of_many_orders_of_magnitude(c, size):
 
     edge = brentq(lambda Y: np.subtract(*sums(Y)[:2]) - c, -5, 600, xtol=1e-13)
     _, slope, D, _ = sums(edge)
-    H = Eigenspectrum.of(GLM(p=16, w=size * halves(16), **LOGISTIC_MODEL), c)
+    H = Eigenspectrum.of(GLM(p=16, mean=mean * halves(16), w=size * halves(16), **LOGISTIC_MODEL), c)
     assert math.log(H.support[0][0]) == pytest.approx(math.log(slope) - edge, abs=1e-4)
     assert H.mass_at_zero == 0
     assert len(H.spikes) == (slope > D)
@@ -87,6 +93,50 @@ def test_curvatures_of_many_orders_of_magnitude(c, size):
         assert spike.side == "left"
         assert math.log(spike.eigenvalue) == pytest.approx(math.log(D) - Y, abs=1e-4)
         assert spike.cosines["w"] == pytest.approx((slope - D) / (slope - D_slope), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("beside", [0.0, 1.0])
+def test_nothing_lies_below_a_positive_curvature(beside):
+    """However much smaller than one the resolvent's inverse is."""
+    U, V = np.eye(16)[:2]
+    H = Eigenspectrum.of(GLM(p=16, mean=U + beside * V, w=1000 * U, **LOGISTIC_MODEL), 0.1)
+    assert 0 < H.support[0][0] < 1e-90
+    assert H.spikes == ()
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    power=st.floats(-1, 3),
+    mean=st.floats(0, 2),
+    star=st.sampled_from([0.0, 0.5]),
+    c=st.sampled_from([0.02, 0.1, 0.3, 0.6]),
+)
+def test_the_axes_are_of_no_importance(seed, power, mean, star, c):
+    """Along axes most entries are exact zeros; in all other directions they are of the size of rounding."""
+    plane = np.random.default_rng(seed).standard_normal((6, 3))
+    plane *= np.array([10**power, mean, star]) / np.linalg.norm(plane, axis=0)
+    along_axes = np.triu(np.linalg.qr(plane, mode="complete")[1])
+    found = []
+    for w, mu, w_star in (plane.T, along_axes.T):
+        H = Eigenspectrum.of(GLM(p=6, w=w, mean=mu, w_star=w_star, **LOGISTIC_MODEL), c)
+        found.append([[spike.eigenvalue, *spike.cosines.values()] for spike in H.spikes])
+        assert all(spike.eigenvalue > 0 for spike in H.spikes)
+    assert len(found[0]) == len(found[1])
+    for some, same in zip(*found, strict=True):
+        assert some[0] == pytest.approx(same[0], rel=1e-6)
+        assert some[1:] == pytest.approx(same[1:], abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e-20])
+def test_what_is_too_small_to_be_squared_is_no_zero(size):
+    """The limit of no w, in which its cosine is known still: here the part along w of a mean of squared length 3."""
+    w, w_star, beside = np.eye(16)[:3]
+    tiny = GLM(p=16, mean=w + w_star + beside, w=size * w, w_star=size * w_star, **LOGISTIC_MODEL)
+    (spike,) = Eigenspectrum.of(tiny, 0.1).spikes
+    assert spike.eigenvalue == pytest.approx(0.25 * (1 + 3) * (1 + 0.1 / 3))
+    cosine = (1 - 0.1 / 3**2) / (1 + 0.1 / 3)
+    assert spike.cosines == pytest.approx({"mean": cosine, "w": cosine / 3, "w_star": cosine / 3}, rel=1e-6)
 
 
 @pytest.mark.parametrize(

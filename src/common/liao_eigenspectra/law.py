@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Complex, Float, Int, Shaped
 from numpy.typing import ArrayLike
 from scipy.linalg import solve_banded
+from scipy.special import roots_hermitenorm
 
 from common.liao_eigenspectra.glm import (
     GLM,
@@ -45,7 +46,8 @@ SMALLEST = 1e-140
 _STEEP = 20.0  # change of log |g| within a panel up to which it is resolved
 _MOST = 2**16  # nodes in the first direction
 _INNER = 400  # nodes in the second direction where a sum over them is all that is needed
-_NOISE = 24  # Gauss-Hermite nodes for the noise of a response
+_NOISE = 24  # Gauss-Hermite nodes for the noise of a response, where they resolve it
+_MOST_POINTS = 2**25  # of the two directions and the noise
 _CHUNK = 2**19  # entries of a matrix over many points and the nodes of g
 
 
@@ -82,11 +84,18 @@ def orthonormal_basis(vectors: Sequence[Float[np.ndarray, " p"]]) -> Float[np.nd
     """Gram-Schmidt, twice over; directions that are there already are left out, shape (p, k)."""
     columns = np.zeros((len(vectors[0]), 0))
     for v in vectors:
+        v = unit_vector(v)
         rest = v - columns @ (columns.T @ v)
         rest -= columns @ (columns.T @ rest)
-        if np.linalg.norm(rest) > 1e-10 * np.linalg.norm(v):
-            columns = np.column_stack([columns, rest / np.linalg.norm(rest)])
+        if np.linalg.norm(rest) > 1e-10:
+            columns = np.column_stack([columns, unit_vector(rest)])
     return columns
+
+
+def unit_vector(v: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
+    """v/‖v‖, shape (p,), also where the square of v is too small for a number; zeros stay zeros."""
+    v = v / (np.abs(v).max(initial=0.0) or 1.0)
+    return v / (np.linalg.norm(v) or 1.0)
 
 
 # The law ------------------------------------------------------------------------------------------------------------
@@ -254,11 +263,11 @@ class Law:
 
     @property
     def _wide(self) -> bool:
-        """Whether the middle four fifths of g go over so many orders of magnitude that none may be left out."""
+        """Whether more than a hundredth of g goes over so many orders of magnitude that none may be left out."""
         size = np.abs(self.g)
         order = np.argsort(size)
-        low, high = np.interp([0.1, 0.9], np.cumsum(self.q[order]), size[order])
-        return bool(0 < low < 1e-8 * high)
+        low, high = np.interp([0.01, 0.9], np.cumsum(self.q[order]), size[order])
+        return bool(0 < low < 1e-5 * high)
 
     def _distinct(self) -> "Law":
         """The same law with equal values of g added up, and without nodes of no weight."""
@@ -282,6 +291,7 @@ class Law:
         low, middle, high = np.interp([0.25, 0.5, 0.75], order / order[-1], g)
         width = (high - low) / 2 or 1.0
         grid = middle + width * np.sinh(np.linspace(*np.arcsinh((g[[0, -1]] - middle) / width), nodes - len(atoms)))
+        grid = np.clip(grid, g[0], g[-1])  # some are rounded beyond an end
         start, share = _cubic_shares(g, grid)
 
         def spread(moment: np.ndarray) -> np.ndarray:
@@ -528,13 +538,14 @@ def _resolving_grid(glm: GLM, predictions: _Predictions, nodes: int) -> _Grid:
         for y, found in zip(values, curvatures, strict=True) if predictions.has_first else ():
             g = _nonzero(found, grid.pieces)
             _refuse_jump(glm, y, (grid.h - predictions.mean_h) / predictions.sigma, g, grid.pieces, predictions)
-            size = np.where((g != 0) & (grid.weight[:, 0] > 1e-16), np.abs(g), math.nan).reshape(-1, _PANEL)
+            size = np.where((g != 0) & (grid.weight.sum(axis=1) > 1e-16), np.abs(g), math.nan).reshape(-1, _PANEL)
             steepest = max(steepest, float(np.nansum(np.abs(np.diff(np.log(size), axis=1)), axis=1).max()))
             if np.abs(_finite_curvature(glm, np.full(2, y), places)).max() > 2 * np.abs(g).max():
                 steepest = math.inf  # a peak between two nodes
         if steepest <= _STEEP:
             alike = len(values) > 1 and all(np.allclose(g, curvatures[0], rtol=1e-12, atol=0) for g in curvatures)
-            return _Grid.of(glm, predictions, first=nodes * (2 if alike else 1), second=_INNER)
+            first = nodes * (2 if alike else 1)
+            return _Grid.of(glm, predictions, first, _resolving_second(glm, predictions, _MOST_POINTS / first))
         nodes = math.ceil(nodes * min(steepest / _STEEP + 0.1, 8.0))
         if nodes > _MOST:
             step = predictions.sigma * 2 * _TAIL / nodes
@@ -542,6 +553,17 @@ def _resolving_grid(glm: GLM, predictions: _Predictions, nodes: int) -> _Grid:
                 f"the curvature of the loss changes by orders of magnitude while w'x moves by {step:.1e}, a small part "
                 f"of its standard deviation {predictions.sigma:.1e}: no quadrature resolves that; choose a smaller w"
             )
+
+
+def _resolving_second(glm: GLM, predictions: _Predictions, most: float) -> int:
+    """So many nodes in the second direction that half as many more change no moment of P(y | η)."""
+
+    def moments(second: int) -> np.ndarray:
+        grid = _Grid.of(glm, predictions, first=_INNER, second=second)
+        chances = [glm.response.probability(y, torch.from_numpy(grid.eta)).numpy() for y in glm.response.values]
+        return np.array([(grid.weight * p**power).sum() for p in chances for power in (1, 2)])
+
+    return _resolving(moments, _INNER, most, "P(y | η)", "w*'x", "w_star")
 
 
 def _nonzero(g: np.ndarray, pieces: list[slice]) -> np.ndarray:
@@ -557,23 +579,69 @@ def _nonzero(g: np.ndarray, pieces: list[slice]) -> np.ndarray:
 
 def _continuous_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Part]:
     """One part for each node of the noise: every pair of t₁ and t₂ gives a value of g."""
-    both = predictions.has_first and predictions.has_second
-    few = 6 if glm.response.noise else 16  # for every node of g there is more than one point
-    count = few * math.isqrt(nodes) if both else nodes
-    grid = _Grid.of(glm, predictions, first=count, second=count)
-    y = glm.response.function(torch.from_numpy(grid.eta)).numpy()
-    h = np.broadcast_to(grid.h[:, None], grid.eta.shape).flatten()
+    count, noise = _resolving_counts(glm, predictions, nodes)
+    grid, y, h = _responses(glm, predictions, count)
     t = grid.t.reshape(grid.eta.size, grid.t.shape[-1])
-    if glm.response.noise:
-        noise, chance = np.polynomial.hermite_e.hermegauss(_NOISE)
-        chance /= chance.sum()
-    else:
-        noise, chance = np.zeros(1), np.ones(1)
     parts = []
-    for shift, share in zip(glm.response.noise * noise, chance, strict=True):
-        g, q = _finite_curvature(glm, (y + shift).ravel(), h), (share * grid.weight).ravel()
+    for shift, share in zip(*_noise(glm, noise), strict=True):
+        g, q = _finite_curvature(glm, y + shift, h), (share * grid.weight).ravel()
         parts.append(_Part(g, q, q[:, None] * t, q[:, None, None] * _outer(t), [_range(g)]))
     return parts
+
+
+def _resolving_counts(glm: GLM, predictions: _Predictions, nodes: int) -> tuple[int, int]:
+    """So many nodes in each direction, and of the noise, that half as many more change no moment of g."""
+    directions = predictions.has_first + predictions.has_second
+    few = 6 if glm.response.noise else 16  # for every node of g there is more than one point
+    count = few * math.isqrt(nodes) if directions == 2 else nodes
+    noise = _NOISE if glm.response.noise else 1
+
+    def moments(count: int, noise: int) -> np.ndarray:
+        grid, y, h = _responses(glm, predictions, count)
+        weight, total = grid.weight.ravel(), 0.0
+        for shift, share in zip(*_noise(glm, noise), strict=True):
+            size = np.abs(_finite_curvature(glm, y + shift, h))
+            total = total + share * np.array([weight @ np.sqrt(size), weight @ size, weight @ size**2])
+        return total
+
+    names = "the curvature of the loss", "w'x, w*'x or the noise of the response", "w, w_star or noise"
+    count = _resolving(lambda n: moments(n, noise), count, (_MOST_POINTS / noise) ** (1 / max(directions, 1)), *names)
+    if glm.response.noise:
+        noise = _resolving(lambda n: moments(count, n), noise, _MOST_POINTS / count ** max(directions, 1), *names)
+    return count, noise
+
+
+def _resolving(moments: Callable[[int], np.ndarray], count: int, most: float, what: str, where: str, which: str) -> int:
+    """The first of ``count``, 3/2 ``count``, ... of which the next changes no moment by more than a part in 10,000.
+
+    Jumps that no kinks name resolve slowly: of the last that is not beyond ``most``, a part in 1000 is enough.
+    """
+    before = moments(count)
+    while True:
+        after = moments(count * 3 // 2)
+        if np.allclose(before, after, rtol=1e-4, atol=0):
+            return count
+        if count * 9 // 4 > most:
+            if np.allclose(before, after, rtol=1e-3, atol=0):
+                return count
+            raise ValueError(
+                f"{what} changes so fast with {where} that no quadrature of affordable size resolves it: name the "
+                f"places where it jumps in kinks, or choose a smaller {which}"
+            )
+        count, before = count * 3 // 2, after
+
+
+def _responses(glm: GLM, predictions: _Predictions, count: int) -> tuple[_Grid, np.ndarray, np.ndarray]:
+    """The grid with so many nodes in each direction, and y without noise and h at its points, in one row each."""
+    grid = _Grid.of(glm, predictions, first=count, second=count)
+    y = glm.response.function(torch.from_numpy(grid.eta)).numpy().ravel()
+    return grid, y, np.broadcast_to(grid.h[:, None], grid.eta.shape).flatten()
+
+
+def _noise(glm: GLM, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights for the noise of the response, of which one is none."""
+    nodes, weights = roots_hermitenorm(count)
+    return glm.response.noise * nodes, weights / weights.sum()
 
 
 def _finite_curvature(glm: GLM, y: np.ndarray, h: np.ndarray) -> np.ndarray:

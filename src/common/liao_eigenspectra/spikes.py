@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Complex, Float
 
 from common.liao_eigenspectra.glm import GLM, Features, finite_array
-from common.liao_eigenspectra.law import Directions, Law, add_up, orthonormal_basis
+from common.liao_eigenspectra.law import Directions, Law, add_up, orthonormal_basis, unit_vector
 from common.liao_eigenspectra.spectrum import LimitingSpectrum, Opening, Points
 
 _NEAR_ZERO = 1e-6  # of the size of the spectrum
@@ -136,13 +136,18 @@ class Eigenspectrum(LimitingSpectrum):
         return tuple(spike for opening in self.openings for spike in self._spikes_in(opening))
 
     def _positive(self, zeta: np.ndarray, branch: int) -> np.ndarray:
-        """Number of positive eigenvalues of [[L, I], [I, -S]], which falls by one at every spike."""
+        """Number of positive eigenvalues of [[L, I], [I, -S]], which falls by one at every spike.
+
+        Of [[sL, I], [I, -S/s]], which has as many; with s the size of S neither block drowns in the other's rounding.
+        """
         z, kappa, _ = self._real(zeta, branch)
         r = self._basis.shape[1]
+        S = self._bulk_resolvent(kappa, z, self._block)
+        size = np.abs(S).max(axis=(1, 2), keepdims=True)
         K = np.zeros((len(zeta), 2 * r, 2 * r))
-        K[:, :r, :r] = self._L(-1 / zeta)[0]
+        K[:, :r, :r] = size * self._L(-1 / zeta)[0]
         K[:, :r, r:] = K[:, r:, :r] = np.eye(r)
-        K[:, r:, r:] = -self._bulk_resolvent(kappa, z, self._block)
+        K[:, r:, r:] = -S / size
         return (np.linalg.eigvalsh(K) > 0).sum(axis=1)
 
     def _spikes_in(self, opening: Opening) -> list[Spike]:
@@ -190,7 +195,7 @@ class Eigenspectrum(LimitingSpectrum):
         fall = (y.T @ S_slope @ y - v.T @ L_slope @ v) / z_slope
         alignment = v @ np.linalg.solve(fall, v.T)
         cosines = {
-            name: float(e @ alignment @ e / (e @ e))
+            name: float(unit_vector(e) @ alignment @ unit_vector(e))
             for name, e in self._named.items()
             if not name.startswith("C ") and e.any()
         }
