@@ -119,7 +119,12 @@ def test_the_axes_are_of_no_importance(seed, power, mean, star, c):
     along_axes = np.triu(np.linalg.qr(plane, mode="complete")[1])
     found = []
     for w, mu, w_star in (plane.T, along_axes.T):
-        H = Eigenspectrum.of(GLM(p=6, w=w, mean=mu, w_star=w_star, **LOGISTIC_MODEL), c)
+        try:
+            H = Eigenspectrum.of(GLM(p=6, w=w, mean=mu, w_star=w_star, **LOGISTIC_MODEL), c)
+        except ValueError:
+            assert power > 2
+            found.append([])
+            continue
         found.append([[spike.eigenvalue, *spike.cosines.values()] for spike in H.spikes])
         assert all(spike.eigenvalue > 0 for spike in H.spikes)
     assert len(found[0]) == len(found[1])
@@ -348,7 +353,7 @@ def test_outlying_eigenvalues_meet_simulation(model, c):
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     strengths=st.lists(st.sampled_from([-0.9, 2.0, 5.0, 5.0, 12.0]), min_size=1, max_size=3),
-    w=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
+    w=st.lists(st.floats(-1, 1).map(lambda x: round(x, 6)), min_size=3, max_size=3),
     mean=st.lists(st.sampled_from([-1.0, 0.0, 0.7]), min_size=3, max_size=3),
     c=st.sampled_from([0.05, 0.2, 0.5]),
 )

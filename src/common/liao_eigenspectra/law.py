@@ -473,11 +473,9 @@ class _Rule:
 class _Grid:
     """The product of a rule for t₁, with A nodes, and one for t₂, with B nodes."""
 
-    pieces: list[slice]  # of the A nodes, between the kinks in h
-    h: np.ndarray  # (A,)
-    eta: np.ndarray  # (A, B)
-    t: np.ndarray  # (A, B, k)
-    weight: np.ndarray  # (A, B)
+    predictions: _Predictions
+    t1: _Rule
+    t2: _Rule
 
     @classmethod
     def of(cls, glm: GLM, x: _Predictions, first: int, second: int) -> "_Grid":
@@ -490,15 +488,45 @@ class _Grid:
             t1 = _Rule.panels(first, [(h - x.mean_h) / x.sigma for h in glm.kinks])
         if x.has_second:
             t2 = _Rule.panels(second, [(eta - x.mean_eta) / x.b for eta in (() if x.a else glm.response.kinks)])
-        eta = x.mean_eta + (x.a * t1.nodes)[:, None] + x.b * t2.nodes
-        along = [t1.nodes[:, None]] * x.has_first + [t2.nodes] * x.has_second
-        return cls(
-            pieces=t1.pieces,
-            h=x.mean_h + x.sigma * t1.nodes,
-            eta=eta,
-            t=np.stack([np.broadcast_to(t, eta.shape) for t in along], -1) if along else np.zeros((*eta.shape, 0)),
-            weight=t1.weights[:, None] * t2.weights,
+        return cls(x, t1, t2)
+
+    def rows(self) -> Iterator["_Grid"]:
+        """The same in parts, each with all B nodes for some of the A."""
+        step = max(1, 2 * _CHUNK // len(self.t2.nodes))
+        for start in range(0, len(self.t1.nodes), step):
+            some = slice(start, start + step)
+            yield _Grid(self.predictions, _Rule(self.t1.nodes[some], self.t1.weights[some], []), self.t2)
+
+    @property
+    def pieces(self) -> list[slice]:
+        """Of the A nodes, between the kinks in h."""
+        return self.t1.pieces
+
+    @property
+    def h(self) -> Float[np.ndarray, " A"]:
+        """The predictions w'x at the A nodes."""
+        return self.predictions.mean_h + self.predictions.sigma * self.t1.nodes
+
+    @property
+    def eta(self) -> Float[np.ndarray, "A B"]:
+        """The predictions w*'x."""
+        return (
+            self.predictions.mean_eta
+            + (self.predictions.a * self.t1.nodes)[:, None]
+            + self.predictions.b * self.t2.nodes
         )
+
+    @property
+    def weight(self) -> Float[np.ndarray, "A B"]:
+        """The product of the weights."""
+        return self.t1.weights[:, None] * self.t2.weights
+
+    @property
+    def t(self) -> Float[np.ndarray, "A B k"]:
+        """The coordinates that the model has."""
+        shape = len(self.t1.nodes), len(self.t2.nodes)
+        along = [self.t1.nodes[:, None]] * self.predictions.has_first + [self.t2.nodes] * self.predictions.has_second
+        return np.stack([np.broadcast_to(t, shape) for t in along], -1) if along else np.zeros((*shape, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -518,10 +546,11 @@ def _discrete_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_Pa
     parts = []
     for y in glm.response.values:
         g = _nonzero(_finite_curvature(glm, np.full(len(grid.h), y), grid.h), grid.pieces)
-        chance = grid.weight * glm.response.probability(y, torch.from_numpy(grid.eta)).numpy()
-        q, first, second = (
-            np.einsum("ab,ab...->a...", chance, x) for x in (np.ones(grid.eta.shape), grid.t, _outer(grid.t))
-        )
+        sums = []
+        for rows in grid.rows():
+            chance, t = rows.weight * glm.response.probability(y, torch.from_numpy(rows.eta)).numpy(), rows.t
+            sums.append([np.einsum("ab,ab...->a...", chance, x) for x in (np.ones(t.shape[:2]), t, _outer(t))])
+        q, first, second = (np.concatenate(x) for x in zip(*sums, strict=True))
         parts.append(_Part(g, q, first, second, [_range(g[piece]) for piece in grid.pieces]))
     return parts
 
@@ -545,7 +574,7 @@ def _resolving_grid(glm: GLM, predictions: _Predictions, nodes: int) -> _Grid:
         if steepest <= _STEEP:
             alike = len(values) > 1 and all(np.allclose(g, curvatures[0], rtol=1e-12, atol=0) for g in curvatures)
             first = nodes * (2 if alike else 1)
-            return _Grid.of(glm, predictions, first, _resolving_second(glm, predictions, _MOST_POINTS / first))
+            return _Grid.of(glm, predictions, first, _resolving_second(glm, predictions))
         nodes = math.ceil(nodes * min(steepest / _STEEP + 0.1, 8.0))
         if nodes > _MOST:
             step = predictions.sigma * 2 * _TAIL / nodes
@@ -555,7 +584,7 @@ def _resolving_grid(glm: GLM, predictions: _Predictions, nodes: int) -> _Grid:
             )
 
 
-def _resolving_second(glm: GLM, predictions: _Predictions, most: float) -> int:
+def _resolving_second(glm: GLM, predictions: _Predictions) -> int:
     """So many nodes in the second direction that half as many more change no moment of P(y | η)."""
 
     def moments(second: int) -> np.ndarray:
@@ -563,7 +592,7 @@ def _resolving_second(glm: GLM, predictions: _Predictions, most: float) -> int:
         chances = [glm.response.probability(y, torch.from_numpy(grid.eta)).numpy() for y in glm.response.values]
         return np.array([(grid.weight * p**power).sum() for p in chances for power in (1, 2)])
 
-    return _resolving(moments, _INNER, most, "P(y | η)", "w*'x", "w_star")
+    return _resolving(moments, _INNER, 16 * _INNER, "P(y | η)", "w*'x", "w_star")
 
 
 def _nonzero(g: np.ndarray, pieces: list[slice]) -> np.ndarray:
@@ -581,7 +610,7 @@ def _continuous_parts(glm: GLM, predictions: _Predictions, nodes: int) -> list[_
     """One part for each node of the noise: every pair of t₁ and t₂ gives a value of g."""
     count, noise = _resolving_counts(glm, predictions, nodes)
     grid, y, h = _responses(glm, predictions, count)
-    t = grid.t.reshape(grid.eta.size, grid.t.shape[-1])
+    t = grid.t.reshape(len(h), -1)
     parts = []
     for shift, share in zip(*_noise(glm, noise), strict=True):
         g, q = _finite_curvature(glm, y + shift, h), (share * grid.weight).ravel()
@@ -614,21 +643,24 @@ def _resolving_counts(glm: GLM, predictions: _Predictions, nodes: int) -> tuple[
 def _resolving(moments: Callable[[int], np.ndarray], count: int, most: float, what: str, where: str, which: str) -> int:
     """The first of ``count``, 3/2 ``count``, ... of which the next changes no moment by more than a part in 10,000.
 
-    Jumps that no kinks name resolve slowly: of the last that is not beyond ``most``, a part in 1000 is enough.
+    Jumps that no kinks name resolve slowly: where none up to ``most`` does, a part in 1000 is enough.
     """
-    before = moments(count)
-    while True:
+    before, enough = moments(count), None
+    while count * 3 // 2 <= most:
         after = moments(count * 3 // 2)
         if np.allclose(before, after, rtol=1e-4, atol=0):
             return count
-        if count * 9 // 4 > most:
-            if np.allclose(before, after, rtol=1e-3, atol=0):
-                return count
-            raise ValueError(
-                f"{what} changes so fast with {where} that no quadrature of affordable size resolves it: name the "
-                f"places where it jumps in kinks, or choose a smaller {which}"
-            )
+        if not np.allclose(before, after, rtol=1e-3, atol=0):
+            enough = None
+        elif enough is None:
+            enough = count
         count, before = count * 3 // 2, after
+    if enough is None:
+        raise ValueError(
+            f"{what} changes so fast with {where} that no quadrature of affordable size resolves it: name the "
+            f"places where it jumps in kinks, or choose a smaller {which}"
+        )
+    return enough
 
 
 def _responses(glm: GLM, predictions: _Predictions, count: int) -> tuple[_Grid, np.ndarray, np.ndarray]:
