@@ -229,7 +229,8 @@ def test_a_w_star_that_g_does_not_depend_on_changes_no_spectrum(size, star, alon
             spectrum([star * along, star, 0.0])
         return
     beside = spectrum([star * along, star, 0.0])
-    assert np.allclose(beside.support, plain.support, rtol=1e-3 if c > 1 else 1e-6, atol=0)
+    tail = 1e-10 if c > 1 else 0.0  # where the least of g that the quadrature has is the edge
+    assert np.allclose(beside.support, plain.support, rtol=1e-6, atol=tail)
     assert len(beside.spikes) == len(plain.spikes)
     for spike, same in zip(beside.spikes, plain.spikes, strict=True):
         assert spike.eigenvalue == pytest.approx(same.eigenvalue, rel=1e-6)
