@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
+from common.liao_eigenspectra import law as law_module
 from common.liao_eigenspectra.glm import (
     GLM,
     LOGISTIC,
@@ -261,6 +262,15 @@ def test_a_curvature_narrow_beside_the_predictions_is_resolved_or_refused(size, 
         assert size > 20
     else:
         assert law.q @ law.g == pytest.approx(exact, rel=2e-3)
+
+
+def test_a_quadrature_finer_than_what_is_affordable_is_no_reason_to_refuse(monkeypatch):
+    """One that was asked for is compared with a finer one all the same."""
+    monkeypatch.setattr(law_module, "_MOST_POINTS", 1)
+    response = ContinuousResponse(lambda eta: eta, noise=0.5)
+    model = {"p": 2, "w": [1.0, 0.0], "w_star": [0.0, 1.0], "response": response, "loss": phase_retrieval_loss}
+    law = Law.of(GLM(**model), nodes=128)
+    assert law.q @ law.g == pytest.approx(3)
 
 
 def test_a_chance_steep_beside_w_is_resolved():

@@ -121,8 +121,9 @@ def test_the_axes_are_of_no_importance(seed, power, mean, star, c):
     for w, mu, w_star in (plane.T, along_axes.T):
         try:
             H = Eigenspectrum.of(GLM(p=6, w=w, mean=mu, w_star=w_star, **LOGISTIC_MODEL), c)
-        except ValueError:
+        except ValueError as refusal:
             assert power > 2
+            assert str(refusal).endswith("choose a smaller w")
             found.append([])
             continue
         found.append([[spike.eigenvalue, *spike.cosines.values()] for spike in H.spikes])

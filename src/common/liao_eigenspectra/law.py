@@ -98,6 +98,11 @@ def unit_vector(v: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
     return v / (np.linalg.norm(v) or 1.0)
 
 
+def groups(values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Which of the different values each is, for values in rising order, shape (n,); equal up to rounding is equal."""
+    return np.cumsum(np.r_[False, np.diff(values) > 1e-10 * np.abs(values[1:])])
+
+
 # The law ------------------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +146,7 @@ class Law:
             raise ValueError(f"the probabilities q of g must not be negative and add up to 1, got {q.tolist()}")
         order = np.argsort(g)
         g, q = g[order], q[order] / q.sum()
-        place = np.cumsum(np.r_[False, np.diff(g) > 1e-10 * np.abs(g[1:])])  # the same up to rounding
+        place = groups(g)
         g, q = g[np.r_[True, np.diff(place) > 0]], np.bincount(place, q)
         return cls(g, q, np.zeros((len(g), 0)), np.zeros((len(g), 0, 0)), tuple((x, x) for x in g.tolist()))
 
@@ -184,8 +189,9 @@ class Law:
         Raises
         ------
         ValueError
-            If g is not finite somewhere, or for a discrete response jumps at a place that is not among the kinks, or
-            changes faster than :data:`_MOST` nodes resolve; or if the nodes are fewer than 128.
+            If g is not finite somewhere, or for a discrete response jumps at a place that is not among the kinks; if g
+            or P(y | η) changes so fast that no quadrature of affordable size resolves it; or if the nodes are fewer
+            than 128.
         """
         nodes = whole_number("nodes", nodes, least=128)
         predictions = _Predictions.of(glm)
@@ -510,11 +516,8 @@ class _Grid:
     @property
     def eta(self) -> Float[np.ndarray, "A B"]:
         """The predictions w*'x."""
-        return (
-            self.predictions.mean_eta
-            + (self.predictions.a * self.t1.nodes)[:, None]
-            + self.predictions.b * self.t2.nodes
-        )
+        along_w = self.predictions.mean_eta + self.predictions.a * self.t1.nodes
+        return along_w[:, None] + self.predictions.b * self.t2.nodes
 
     @property
     def weight(self) -> Float[np.ndarray, "A B"]:
@@ -592,7 +595,7 @@ def _resolving_second(glm: GLM, predictions: _Predictions) -> int:
         chances = [glm.response.probability(y, torch.from_numpy(grid.eta)).numpy() for y in glm.response.values]
         return np.array([(grid.weight * p**power).sum() for p in chances for power in (1, 2)])
 
-    return _resolving(moments, _INNER, 16 * _INNER, "P(y | η)", "w*'x", "w_star")
+    return _resolving(moments, _INNER, 16 * _INNER, "P(y | η) changes so fast with w*'x", "w_star")
 
 
 def _nonzero(g: np.ndarray, pieces: list[slice]) -> np.ndarray:
@@ -633,32 +636,31 @@ def _resolving_counts(glm: GLM, predictions: _Predictions, nodes: int) -> tuple[
             total = total + share * np.array([weight @ np.sqrt(size), weight @ size, weight @ size**2])
         return total
 
-    names = "the curvature of the loss", "w'x, w*'x or the noise of the response", "w, w_star or noise"
-    count = _resolving(lambda n: moments(n, noise), count, (_MOST_POINTS / noise) ** (1 / max(directions, 1)), *names)
+    what = "the curvature of the loss changes so fast with w'x, w*'x or the noise of the response", "w, w_star or noise"
+    count = _resolving(lambda n: moments(n, noise), count, (_MOST_POINTS / noise) ** (1 / max(directions, 1)), *what)
     if glm.response.noise:
-        noise = _resolving(lambda n: moments(count, n), noise, _MOST_POINTS / count ** max(directions, 1), *names)
+        noise = _resolving(lambda n: moments(count, n), noise, _MOST_POINTS / count ** max(directions, 1), *what)
     return count, noise
 
 
-def _resolving(moments: Callable[[int], np.ndarray], count: int, most: float, what: str, where: str, which: str) -> int:
+def _resolving(moments: Callable[[int], np.ndarray], count: int, most: float, what: str, which: str) -> int:
     """The first of ``count``, 3/2 ``count``, ... of which the next changes no moment by more than a part in 10,000.
 
     Jumps that no kinks name resolve slowly: where none up to ``most`` does, a part in 1000 is enough.
     """
-    before, enough = moments(count), None
-    while count * 3 // 2 <= most:
-        after = moments(count * 3 // 2)
+    before, finer, enough = moments(count), count * 3 // 2, None
+    while True:
+        after = moments(finer)
         if np.allclose(before, after, rtol=1e-4, atol=0):
             return count
-        if not np.allclose(before, after, rtol=1e-3, atol=0):
-            enough = None
-        elif enough is None:
-            enough = count
-        count, before = count * 3 // 2, after
+        enough = (enough or count) if np.allclose(before, after, rtol=1e-3, atol=0) else None
+        count, before, finer = finer, after, finer * 3 // 2
+        if finer > most:
+            break
     if enough is None:
         raise ValueError(
-            f"{what} changes so fast with {where} that no quadrature of affordable size resolves it: name the "
-            f"places where it jumps in kinks, or choose a smaller {which}"
+            f"{what} that no quadrature of affordable size resolves it: name the places where it jumps in kinks, or "
+            f"choose a smaller {which}"
         )
     return enough
 

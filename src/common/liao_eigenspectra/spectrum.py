@@ -46,7 +46,7 @@ from scipy.interpolate import CubicHermiteSpline
 
 from common.hessian.convergence import ConvergenceError
 from common.liao_eigenspectra.glm import Features, finite_array, positive_number, whole_number
-from common.liao_eigenspectra.law import SMALLEST, Interval, Law, merged
+from common.liao_eigenspectra.law import SMALLEST, Interval, Law, groups, merged
 
 _BISECTIONS = 60
 _CLOSE = 1e-8  # to which a distribution function is known between two points
@@ -129,7 +129,7 @@ class LimitingSpectrum:
             )
         order = np.argsort(features.eigenvalues)
         t = features.eigenvalues[order]
-        group = np.cumsum(np.r_[False, t[1:] > t[:-1] * (1 + 1e-10)])  # the same up to rounding
+        group = groups(t)
         t, share = np.bincount(group, t) / np.bincount(group), np.bincount(group) / features.p
         few = _apart(t, share, self.c)
         self.t, self.pi = t[~few], share[~few] / share[~few].sum()
