@@ -9,14 +9,8 @@ import pytest
 from common import paths
 from common.pipeline import gallery
 from common.pipeline.execute import committed_costs
-from common.pipeline.gallery import (
-    escaped,
-    gallery_text,
-    measurement,
-    number,
-    summary_block,
-    with_block,
-)
+from common.pipeline.gallery import gallery_text, summary_block, with_block
+from common.pipeline.markdown import escaped, measurement, number
 
 LINEAR, HIDDEN, EDGES = (
     "dong_quantifying/fig08_linear",

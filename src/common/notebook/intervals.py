@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 
-
 class Estimate(NamedTuple):
     """A value and its interval, (low, high)."""
 

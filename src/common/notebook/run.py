@@ -308,7 +308,17 @@ class Run:
             verdict = UNDECIDED
             reason = _what_would_decide((high - low) / 2, criterion.margin(measured))
         self._claims.append(
-            Claim(ident, statement, source, expected, measured, (low, high), criterion.text, verdict, f"{note} {reason}".strip())
+            Claim(
+                ident,
+                statement,
+                source,
+                expected,
+                measured,
+                (low, high),
+                criterion.text,
+                verdict,
+                f"{note} {reason}".strip(),
+            )
         )
 
     def record(self) -> dict:

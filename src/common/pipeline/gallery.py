@@ -1,28 +1,29 @@
-"""The gallery and the scorecard, written from the committed records; ``python -m common.pipeline.gallery [--check]``.
+"""Gallery, scorecard and errata, written from the committed records; ``python -m common.pipeline.gallery [--check]``.
 
 ``figures/README.md`` is generated whole; of the README at the top only what stands between the two ``scorecard``
-comments. Both follow from the records in ``figures/laptop`` and ``figures/paper``, and say of each whether the present
-code made it. What a run cost is measured where this machine has run what the record records, and carried over from the
-file where it has not, so that a fresh clone, which has no measurements, finds the committed files up to date.
+comments; the errata are those of :mod:`common.pipeline.errata`. All follow from the records in ``figures/laptop`` and
+``figures/paper``; of each record it is said whether the present code made it. What a run cost is measured where this
+machine has run what the record records, and carried over from the file where it has not, so that a fresh clone, which
+has no measurements, finds the committed files up to date.
 """
 
 import argparse
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 import jsonschema
-from tabulate import DataRow, TableFormat, tabulate
 
 from common import paths
-from common.notebook.claims import REPRODUCED, VERDICTS, rounded
+from common.notebook.claims import REPRODUCED, VERDICTS
 from common.notebook.papers import PAPERS
 from common.notebook.run import record_schema
 from common.paths import replacing
+from common.pipeline.errata import errata_text, load_errata, page
 from common.pipeline.execute import NotebookError, committed_costs, read_cost, scale_parameters, task
+from common.pipeline.markdown import escaped, measurement, number, table
 
 #: Scales whose records are committed, in the order in which the gallery shows them; the last one found is counted.
 SCALES = ("laptop", "paper")
@@ -93,44 +94,6 @@ def outdated(records: Records) -> set[tuple[str, str]]:
         if record["source"] != source:
             found.add((scale, ident))
     return found
-
-
-def escaped(text: str) -> str:
-    """``text`` such that Markdown shows it as it is, on one line, in a table's cell too."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
-
-
-def number(value: float | str, digits: int = 3) -> str:
-    """A number with ``digits`` significant digits, from there to a million in full; words stay words."""
-    if not isinstance(value, str) and 10**digits <= abs(value) < 1e6:
-        return f"{value:.0f}"
-    return rounded(value, digits)
-
-
-def measurement(value: float, interval: Sequence[float]) -> str:
-    """A measurement with its interval, three digits or as many, up to six, as tell its ends apart."""
-    low, high = interval
-    digits = next((d for d in range(3, 6) if low == high or number(low, d) != number(high, d)), 6)
-    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
-
-
-#: GitHub's tables without padding: a longer cell changes its own line and no other.
-_MARKDOWN = TableFormat(
-    lineabove=None,
-    linebelowheader=lambda widths, _: f"|{' --- |' * len(widths)}",
-    linebetweenrows=None,
-    linebelow=None,
-    headerrow=DataRow("| ", " | ", " |"),
-    datarow=DataRow("| ", " | ", " |"),
-    padding=0,
-    with_header_hide=None,
-)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str | int]]) -> str:
-    """A Markdown table; the cells are Markdown already."""
-    return tabulate(list(rows), list(header), _MARKDOWN, stralign=None, numalign=None, disable_numparse=True)
 
 
 def _summary(counts: Counter) -> str:
@@ -295,7 +258,8 @@ def _generated(measure: bool) -> dict[Path, str]:
     costs = committed_costs() | (measured_costs(records) if measure else {})
     old = outdated(records)
     block = summary_block(records, len(old))
-    return {gallery: gallery_text(records, costs, old), readme: with_block(_text(readme), block)}
+    errata = {page(paper): errata_text(paper, entries, records) for paper in PAPERS if (entries := load_errata(paper))}
+    return {gallery: gallery_text(records, costs, old), readme: with_block(_text(readme), block), **errata}
 
 
 def stale_files() -> list[Path]:
@@ -320,7 +284,9 @@ def write_gallery() -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the gallery, or with ``--check`` say whether it is up to date; 0 if all is well."""
-    parser = argparse.ArgumentParser(prog=_COMMAND, description="Generate figures/README.md and README.md's scorecard.")
+    parser = argparse.ArgumentParser(
+        prog=_COMMAND, description="Generate figures/README.md, README.md's scorecard and errata/*.md."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
     check = parser.parse_args(arguments).check
     try:
