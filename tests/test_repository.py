@@ -21,6 +21,7 @@ from common.notebook.papers import ARXIV, PAPERS, link
 from common.notebook.provenance import parameter_defaults, resolve_parameters
 from common.notebook.run import record_schema
 from common.pipeline import gallery
+from common.pipeline.errata import load_errata
 from common.pipeline.execute import SCALES, scale_parameters, task
 from common.pipeline.refresh import QUICK
 
@@ -182,6 +183,31 @@ def test_record_obeys_the_schema_and_lies_where_it_says(name):
     assert f"{record['scale']}/{record['id']}" == name
     assert record["paper"]["key"] == record["id"].partition("/")[0]
     assert record["id"] in NOTEBOOKS, "a record of a notebook that is gone"
+
+
+#: What :meth:`common.notebook.run.Run.claim` adds to a note by itself.
+ADDED = re.compile(r"Derived instead: .* the interval\.|An interval .* as many runs\.|The value lies on .* decides\.")
+
+
+@each_record
+def test_whatever_is_not_reproduced_has_a_note_that_means_something(name):
+    claims = load(paths.FIGURES / f"{name}.json")["claims"]
+    explained = {
+        c["id"]: ADDED.sub("", c["note"]).strip() for c in claims if c["verdict"] not in ("reproduced", "untested")
+    }
+    assert [ident for ident, note in explained.items() if len(note) < 20] == []
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_error_of_a_paper_stands_in_its_errata(paper):
+    records = [r for r in gallery.counted(gallery.load_records()) if r["paper"]["key"] == paper]
+    wrong = {
+        f"{r['id'].partition('/')[2]}/{c['id']}"
+        for r in records
+        for c in r["claims"]
+        if c["verdict"] == "paper in error"
+    }
+    assert wrong <= {claim for entry in load_errata(paper) for claim in entry["claims"]}
 
 
 @each_record

@@ -13,7 +13,17 @@ import torch
 from common import paths
 from common.data import DataSource
 from common.notebook.claims import above, below, exactly, identifier, inside, meets
-from common.notebook.intervals import bootstrap, exact, largest, log_log_slope, mean_interval, smallest, spread
+from common.notebook.intervals import (
+    Exact,
+    bootstrap,
+    exact,
+    largest,
+    log_log_slope,
+    mean_interval,
+    share,
+    smallest,
+    spread,
+)
 from common.notebook.plotting import block_heatmap
 from common.notebook.provenance import IdentityError, ParameterError, resolve_parameters, source_hash
 from common.notebook.run import Run
@@ -53,37 +63,47 @@ def claim(run, ident="slope", measured=-2.0, **changes):
 
 
 @pytest.mark.parametrize(
-    ("criterion", "holds", "fails"),
+    ("criterion", "holds", "straddles", "fails"),
     [
-        (below(1), (0, 0.9), (0, 1.1)),
-        (above(1), (1.1, 2), (0.9, 2)),
-        (inside(-1, 1), (-1, 1), (-1.1, 0)),
-        (meets(1), (0.9, 1.0), (0.8, 0.9)),
-        (meets(1, 0.2), (0.5, 0.8), (0.5, 0.7)),
-        (exactly(0), (0, 0), (0, 1e-300)),
+        (below(1), (0, 0.9), (0, 1.1), (1.0, 1.1)),
+        (above(1), (1.1, 2), (0.9, 2), (0.9, 1.0)),
+        (inside(-1, 1), (-1, 1), (-1.1, 0), (-1.2, -1.1)),
+        (meets(1, 0.2), (0.5, 0.8), (0.0, 2.0), (0.5, 0.7)),
+        (exactly(0), (0, 0), (0, 1e-300), (1e-300, 1.0)),
     ],
 )
-def test_criteria_hold_and_fail(criterion, holds, fails):
-    assert criterion.holds(*holds)
-    assert not criterion.holds(*fails)
+def test_a_criterion_holds_or_is_violated_or_neither(criterion, holds, straddles, fails):
+    seen = [(criterion.holds(*ends), criterion.violated(*ends)) for ends in (holds, straddles, fails)]
+    assert seen == [(True, False), (False, False), (False, True)]
 
 
 def test_verdicts(notebook):
     run = start()
     assert claim(run, "holds")["verdict"] == "reproduced"
-    failed = claim(run, "fails", criterion=below(-3))
-    assert failed["verdict"] == "not reproduced"
-    assert "upper end below -3" in failed["note"]
-    wrong = claim(run, "wrong", criterion=meets(-3), derived=-2.0)
+    failed = claim(run, "fails", criterion=below(-3), note="It is flat.")
+    assert failed["verdict"] == "not reproduced" and failed["note"] == "It is flat."
+    wrong = claim(run, "wrong", criterion=meets(-3, 0.1), derived=-2.0)
     assert wrong["verdict"] == "paper in error"
-    assert "Derived instead: -2, inside the interval." in wrong["note"]
+    assert wrong["note"] == "Derived instead: -2, inside the interval."
     # A derivation that the measurement excludes as well shows nothing of the paper.
-    assert claim(run, "both_wrong", criterion=meets(-3), derived=-4.0)["verdict"] == "not reproduced"
+    assert claim(run, "both_wrong", criterion=meets(-3, 0.1), derived=-4.0)["verdict"] == "not reproduced"
     untested = claim(run, "small", untested="3 draws, fewer than 10")
     assert untested["verdict"] == "untested"
     assert untested["note"] == "3 draws, fewer than 10; here the criterion would hold."
     assert claim(run, "words", untested="too few draws")["note"].startswith("Too few draws; here")
     assert claim(run, "unlike", untested="lr: 1.0 instead of 0.1")["note"].startswith("lr: 1.0 instead of 0.1; here")
+
+
+def test_what_straddles_is_undecided_and_says_how_much_more_it_needs(notebook):
+    run = start()
+    straddles = claim(run, "straddles", criterion=below(-1.95), derived=-2.0)
+    assert straddles["verdict"] == "undecided"
+    # The interval is -2 +- 0.1, the bound 0.05 away.
+    assert straddles["note"] == "An interval 2 times narrower decides: about 4 times as many runs."
+    assert "no number of runs" in claim(run, "on_it", criterion=below(-2.0))["note"]
+    wide = claim(run, "wide", criterion=meets(-2.0, 0.01))
+    assert wide["verdict"] == "undecided" and "10 times narrower" in wide["note"]
+    assert claim(run, "both", criterion=below(-1.95), untested="small")["note"].endswith("would not be decided.")
 
 
 def test_stand_in_data_leave_every_claim_untested_and_are_said(notebook, capsys):
@@ -103,6 +123,9 @@ def test_claims_that_make_no_sense_are_refused(notebook):
     claim(run)
     with pytest.raises(ValueError, match="made twice"):
         claim(run)
+    with pytest.raises(ValueError, match="width zero"):
+        run.claim("sure", "It is", (1.0, (1.0, 1.0)), source="Fig 1", expected=1.0, criterion=exactly(1))
+    run.claim("sure", "It is", exact(1.0), source="Fig 1", expected=1.0, criterion=exactly(1))
 
 
 def test_record_is_written_valid_and_the_same_twice(notebook):
@@ -309,6 +332,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         mean_interval([1.0])
 
 
+def test_shares_cover_the_truth_at_least_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    for truth in (0.02, 0.5, 0.95):
+        found = [share(rng.random(12) < truth).interval for _ in range(300)]
+        assert np.mean([low <= truth <= high for low, high in found]) > 0.94
+    assert share([True, True, True]).interval == (pytest.approx(0.025 ** (1 / 3)), 1.0)
+
+
 def test_bootstrap_of_a_skewed_statistic_covers_better_than_percentiles():
     """BCa is right to second order: the variance of 15 log-normal numbers, whose percentile interval is too low."""
     rng = np.random.default_rng(0)
@@ -327,6 +358,7 @@ def test_bootstrap_of_a_skewed_statistic_covers_better_than_percentiles():
 def test_estimates_without_sampling():
     assert exact(2, 0.5) == (2.0, (1.5, 2.5))
     assert spread([2, 1, 5]) == (2.0, (1.0, 5.0))
+    assert spread([2, 2], step=1) == (2.0, (1.5, 2.5))
     assert identifier("fc1:LeNet5-(fc1-80) CIFAR-10") == "fc1_lenet5_fc1_80_cifar_10"
 
 
@@ -334,6 +366,7 @@ def test_extremes_take_the_extreme_ends():
     estimates = [(1.0, (0.9, 1.1)), (0.8, (0.0, 1.6)), (1.05, (1.0, 1.08))]
     assert smallest(estimates) == (0.8, (0.0, 1.08))
     assert largest(estimates) == (1.05, (1.0, 1.6))
+    assert isinstance(largest([exact(1), exact(2)]), Exact) and not isinstance(largest([exact(1), *estimates]), Exact)
 
 
 def test_slope_of_a_power_law():

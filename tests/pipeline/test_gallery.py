@@ -9,14 +9,8 @@ import pytest
 from common import paths
 from common.pipeline import gallery
 from common.pipeline.execute import committed_costs
-from common.pipeline.gallery import (
-    escaped,
-    gallery_text,
-    measurement,
-    number,
-    summary_block,
-    with_block,
-)
+from common.pipeline.gallery import gallery_text, summary_block, with_block
+from common.pipeline.markdown import escaped, measurement, number
 
 LINEAR, HIDDEN, EDGES = (
     "dong_quantifying/fig08_linear",
@@ -123,7 +117,7 @@ def test_gallery_shows_every_notebook_image_and_claim():
         assert f"](../notebooks/{one['id']}.ipynb)" in text
         assert f"]({one['scale']}/{one['paper']['key']}/{one['figures'][0]})" in text
     overview, *scorecards = tables(text)
-    assert [row[1:] for row in overview[2:]] == [["2", "2", "1", "0", "0"], ["1", "1", "0", "0", "0"]]
+    assert [row[1:] for row in overview[2:]] == [["2", "2", "1", "0", "0", "0"], ["1", "1", "0", "0", "0", "0"]]
     assert sum(len(rows) - 2 for rows in scorecards) == sum(len(one["claims"]) for one in RECORDS)
     assert {len(row) for rows in scorecards for row in rows} == {9}
     row = scorecards[0][3]
@@ -137,7 +131,7 @@ def test_gallery_shows_every_notebook_image_and_claim():
 def test_papers_are_headed_by_their_citation_and_the_count_of_the_largest_scale():
     text = gallery_text(RECORDS, {})
     heading = text.index("\n## Dong, Zhang, Yao, Sun (2025), Towards Quantifying")
-    summary = "Claims: 2 reproduced, 1 not reproduced, 0 paper in error, 0 untested."
+    summary = "Claims: 2 reproduced, 1 not reproduced, 0 paper in error, 0 undecided, 0 untested."
     assert heading < text.index(summary) < text.index("\n## Liao, Mahoney (2021)")
     assert "Figures 9, 13; Table 1: Title" in text
     assert "### Beyond the paper: Title of fig01\\_overview" in text

@@ -9,42 +9,78 @@ from tabulate import tabulate
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
 PAPER_IN_ERROR = "paper in error"
+UNDECIDED = "undecided"
 UNTESTED = "untested"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, PAPER_IN_ERROR, UNTESTED)
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, PAPER_IN_ERROR, UNDECIDED, UNTESTED)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A condition on the interval of a measurement, with the words that state it."""
+    """A condition on the interval of a measurement, with the words that state it.
+
+    Attributes
+    ----------
+    holds, violated
+        Whether an interval (low, high) fulfils it as a whole, and whether it excludes it as a whole. Where neither is
+        true, the measurement is not sharp enough to tell.
+    margin
+        Half the width of an interval about a value that would be sharp enough.
+    """
 
     text: str
     holds: Callable[[float, float], bool]
+    violated: Callable[[float, float], bool]
+    margin: Callable[[float], float]
 
 
 def below(bound: float) -> Criterion:
     """The whole interval lies below ``bound``."""
-    return Criterion(f"upper end below {bound:g}", lambda low, high: high < bound)
+    return Criterion(
+        f"upper end below {bound:g}",
+        lambda low, high: high < bound,
+        lambda low, high: low >= bound,
+        lambda value: abs(value - bound),
+    )
 
 
 def above(bound: float) -> Criterion:
     """The whole interval lies above ``bound``."""
-    return Criterion(f"lower end above {bound:g}", lambda low, high: low > bound)
+    return Criterion(
+        f"lower end above {bound:g}",
+        lambda low, high: low > bound,
+        lambda low, high: high <= bound,
+        lambda value: abs(value - bound),
+    )
 
 
 def inside(lower: float, upper: float) -> Criterion:
     """The whole interval lies between two bounds."""
-    return Criterion(f"interval within [{lower:g}, {upper:g}]", lambda low, high: lower <= low and high <= upper)
+    return Criterion(
+        f"interval within [{lower:g}, {upper:g}]",
+        lambda low, high: lower <= low and high <= upper,
+        lambda low, high: high < lower or low > upper,
+        lambda value: min(abs(value - lower), abs(value - upper)),
+    )
 
 
-def meets(value: float, tolerance: float = 0.0) -> Criterion:
-    """The interval reaches into ``value`` plus or minus ``tolerance``."""
-    text = f"interval meets {value:.6g}" + (f" ± {tolerance:g}" if tolerance else "")
-    return Criterion(text, lambda low, high: low <= value + tolerance and high >= value - tolerance)
+def meets(value: float, tolerance: float) -> Criterion:
+    """The interval reaches into ``value`` plus or minus ``tolerance``, and is no wider than that."""
+    return Criterion(
+        f"interval meets {value:.6g} ± {tolerance:g} and is no wider",
+        lambda low, high: value - tolerance <= high and low <= value + tolerance and (high - low) / 2 <= tolerance,
+        lambda low, high: high < value - tolerance or low > value + tolerance,
+        lambda measured: max(tolerance, abs(measured - value) - tolerance),
+    )
 
 
 def exactly(value: float) -> Criterion:
     """Every measured value equals ``value``, with no tolerance."""
-    return Criterion(f"exactly {value:g}", lambda low, high: low == value == high)
+    return Criterion(
+        f"exactly {value:g}",
+        lambda low, high: low == value == high,
+        lambda low, high: high < value or low > value,
+        lambda measured: 0.0 if measured == value else abs(measured - value),
+    )
 
 
 @dataclass(frozen=True)

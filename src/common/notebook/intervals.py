@@ -2,13 +2,27 @@
 
 import warnings
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-#: A value and its interval, (value, (low, high)).
-Estimate = tuple[float, tuple[float, float]]
+
+class Estimate(NamedTuple):
+    """A value and its interval, (low, high)."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+class Exact(Estimate):
+    """What no other draw, start or processor would change: an identity, a count, a number that was computed.
+
+    It alone may have an interval of width zero.
+    """
+
+    __slots__ = ()
 
 
 def mean_interval(samples: ArrayLike, confidence: float = 0.95) -> Estimate:
@@ -24,36 +38,53 @@ def mean_interval(samples: ArrayLike, confidence: float = 0.95) -> Estimate:
         raise ValueError(f"an interval needs at least 2 samples, got {len(samples)}")
     mean, error = samples.mean(), stats.sem(samples)
     if error == 0:
-        return float(mean), (float(mean), float(mean))
+        return Estimate(float(mean), (float(mean), float(mean)))
     low, high = stats.t.interval(confidence, len(samples) - 1, loc=mean, scale=error)
-    return float(mean), (float(low), float(high))
+    return Estimate(float(mean), (float(low), float(high)))
 
 
-def smallest(estimates: Iterable[Estimate]) -> Estimate:
+def share(outcomes: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """How often independent trials, shape (R,) of bool, succeed, and the interval of Clopper and Pearson (1934)."""
+    outcomes = np.asarray(outcomes, dtype=bool)
+    found = stats.binomtest(int(outcomes.sum()), outcomes.size).proportion_ci(confidence, "exact")
+    return Estimate(float(outcomes.mean()), (float(found.low), float(found.high)))
+
+
+def smallest(estimates: Iterable[tuple]) -> Estimate:
     """The smallest of several estimates: every one of them lies above its lower end if its own does."""
     return _extreme(min, estimates)
 
 
-def largest(estimates: Iterable[Estimate]) -> Estimate:
+def largest(estimates: Iterable[tuple]) -> Estimate:
     """The largest of several estimates: every one of them lies below its upper end if its own does."""
     return _extreme(max, estimates)
 
 
-def _extreme(choose: Callable, estimates: Iterable[Estimate]) -> Estimate:
+def _extreme(choose: Callable, estimates: Iterable[tuple]) -> Estimate:
+    estimates = list(estimates)
     values, intervals = zip(*estimates, strict=True)
     lows, highs = zip(*intervals, strict=True)
-    return choose(values), (choose(lows), choose(highs))
+    kind = Exact if all(isinstance(estimate, Exact) for estimate in estimates) else Estimate
+    return kind(choose(values), (choose(lows), choose(highs)))
 
 
-def exact(value: float, error: float = 0.0) -> Estimate:
-    """An estimate without statistical uncertainty, known up to ``error``."""
-    return float(value), (float(value) - error, float(value) + error)
+def exact(value: float, error: float = 0.0) -> Exact:
+    """A value without statistical uncertainty, known up to ``error``: see :class:`Exact`."""
+    return Exact(float(value), (float(value) - error, float(value) + error))
 
 
-def spread(values: ArrayLike) -> Estimate:
-    """The first of several values, and the range of all of them: a value and what it is in variants of the run."""
+def spread(values: ArrayLike, step: float = 0.0) -> Estimate:
+    """The first of several values, and the range of all of them: a value and what it is in variants of the run.
+
+    Parameters
+    ----------
+    values
+        Shape (R,).
+    step
+        Of the grid on which they lie, such as 1 for whole numbers; the range is wider by half of it at either end.
+    """
     values = np.asarray(values, dtype=float)
-    return float(values[0]), (float(values.min()), float(values.max()))
+    return Estimate(float(values[0]), (float(values.min() - step / 2), float(values.max() + step / 2)))
 
 
 def bootstrap(
@@ -80,7 +111,7 @@ def bootstrap(
             n_resamples=resamples, confidence_level=confidence, rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
     ends = [float(end) for end in interval if np.isfinite(end)]
-    return value, (min([value, *ends]), max([value, *ends]))
+    return Estimate(value, (min([value, *ends]), max([value, *ends])))
 
 
 def log_log_slope(x: ArrayLike, means: ArrayLike) -> float:

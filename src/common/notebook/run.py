@@ -27,6 +27,7 @@ from common.notebook.claims import (
     NOT_REPRODUCED,
     PAPER_IN_ERROR,
     REPRODUCED,
+    UNDECIDED,
     UNTESTED,
     Claim,
     Criterion,
@@ -34,6 +35,7 @@ from common.notebook.claims import (
     table_of_measurements,
     table_of_verdicts,
 )
+from common.notebook.intervals import Exact
 from common.notebook.papers import PAPERS
 from common.notebook.provenance import (
     PARAMETER_TYPES,
@@ -117,6 +119,14 @@ def check_names(parameters: Mapping[str, Parameter], namespace: Mapping[str, obj
 
 def _like(name: str, names: Sequence[str]) -> str:
     return repr((difflib.get_close_matches(name, names, 1, 0.0) or names)[0])
+
+
+def _what_would_decide(half_width: float, margin: float) -> str:
+    """How much sharper a measurement must be, in words; the error falls as the root of the number of runs."""
+    if margin <= 0 or half_width >= 30 * margin:
+        return "The value lies on the bound: no number of runs in reach decides."
+    times = half_width / margin
+    return f"An interval {times:.2g} times narrower decides: about {times**2:.2g} times as many runs."
 
 
 class Run:
@@ -254,44 +264,61 @@ class Run:
         criterion
             What the interval must satisfy.
         note
-            Required wherever the verdict is not ``reproduced``: an explanation, in words.
+            Whatever the verdict: what was seen and what it means. A claim that is committed as ``not reproduced``,
+            ``paper in error`` or ``undecided`` must have one.
         untested
             A reason why this run cannot decide, such as a scale too small; empty if it can.
         derived
-            What a derivation says instead of the paper's formula. If the criterion fails and the interval holds
+            What a derivation says instead of the paper's formula. If the criterion is violated and the interval holds
             this value, the verdict is ``paper in error``.
 
         Raises
         ------
         ValueError
-            If the measurement lies outside its interval, or ``ident`` is taken.
+            If the measurement lies outside its interval; if the interval has width zero and the estimate is not
+            :class:`~common.notebook.intervals.Exact`; if ``ident`` is taken.
         """
         measured, low, high = (float(x) for x in (estimate[0], *estimate[1]))
         if not low <= measured <= high:
             raise ValueError(f"claim {ident}: {measured} is outside its own interval [{low}, {high}]")
+        if low == high and not isinstance(estimate, Exact):
+            raise ValueError(f"claim {ident}: an interval of width zero is for what is exact; {measured} has no error")
         if any(c.id == ident for c in self._claims):
             raise ValueError(f"claim {ident} is made twice")
         stand_ins = [s.name for s in self._data if s.stand_in]
         if stand_ins:
             untested = untested or f"{', '.join(stand_ins)} is replaced by stand-in data"
-        holds = criterion.holds(low, high)
+        holds, violated = criterion.holds(low, high), criterion.violated(low, high)
+        reason = ""
         if untested:
             verdict = UNTESTED
-            here = "would hold" if holds else "would not hold"
+            here = "would hold" if holds else "would not hold" if violated else "would not be decided"
             if not untested.startswith(tuple(f"{name}: " for name in self.parameters)):  # d is not D
                 untested = untested[0].upper() + untested[1:]
-            note = f"{untested}; here the criterion {here}. {note}"
+            reason = f"{untested}; here the criterion {here}."
         elif holds:
             verdict = REPRODUCED
-        else:
+        elif violated:
             verdict = NOT_REPRODUCED
             if derived is not None:
                 met = low <= derived <= high
                 verdict = PAPER_IN_ERROR if met else NOT_REPRODUCED
-                note = f"{note} Derived instead: {derived:.6g}, {'inside' if met else 'outside'} the interval."
-        note = note.strip() or f"The criterion ({criterion.text}) does not hold." * (verdict != REPRODUCED)
+                reason = f"Derived instead: {derived:.6g}, {'inside' if met else 'outside'} the interval."
+        else:
+            verdict = UNDECIDED
+            reason = _what_would_decide((high - low) / 2, criterion.margin(measured))
         self._claims.append(
-            Claim(ident, statement, source, expected, measured, (low, high), criterion.text, verdict, note)
+            Claim(
+                ident,
+                statement,
+                source,
+                expected,
+                measured,
+                (low, high),
+                criterion.text,
+                verdict,
+                f"{note} {reason}".strip(),
+            )
         )
 
     def record(self) -> dict:
