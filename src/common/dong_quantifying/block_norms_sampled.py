@@ -110,7 +110,7 @@ class HiddenNorms:
     mask_ii, mask_ij : Tensor, shape ()
         Of these, the part that has no V: the matrices L_ii and L_ij of Section 7.2.2.
     vv_ii, vv_ij : Tensor, shape (K,)
-        H_{v_i v_i} and H_{v_i v_j} under CE, (15), averaged over the first 16 classes, or all if there are fewer, and
+        H_{v_i v_i} and H_{v_i v_j} under CE, (15), averaged over the first 32 classes, or all if there are fewer, and
         their pairs.
     """
 
@@ -125,7 +125,7 @@ class HiddenNorms:
 
 
 #: Classes whose blocks of the output layer are looked at.
-_OUTPUT_CLASSES = 16
+_OUTPUT_CLASSES = 32
 
 
 def _output_norms(S: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
