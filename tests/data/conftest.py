@@ -60,14 +60,14 @@ class Place:
             files[f"{stem}-labels-idx1-ubyte"] = struct.pack(">2i", 2049, n) + labels.tobytes()
         return files
 
-    def cifar10(self, suffix="png", blue=0, classes=cifar.CIFAR10_CLASSES):
-        """Pictures by their path below the image folder; class i has red = 20 i, file j green = 30 j."""
+    def cifar10(self, suffix="png", blue=0, classes=cifar.CLASSES["CIFAR-10"], each=(6, 2)):
+        """Pictures by their path below the image folder; class i has red = 20 i, file j green = 30 j, mod 256."""
         pictures = {}
-        for split, each in (("train", 6), ("test", 2)):
+        for split, number in zip(("train", "test"), each, strict=True):
             for i, name in enumerate(classes):
-                for j in range(each):
+                for j in range(number):
                     buffer = io.BytesIO()
-                    colour = (20 * i, 30 * j, blue)
+                    colour = (20 * i % 256, 30 * j, blue)
                     Image.new("RGB", (32, 32), colour).save(buffer, {"jpg": "JPEG", "png": "PNG"}[suffix])
                     pictures[f"{split}/{name}/{j:04d}.{suffix}"] = buffer.getvalue()
         return pictures

@@ -73,7 +73,7 @@ def test_recompressed_images_say_so(place, monkeypatch):
     found = images.load("CIFAR-10")
     check(found, tolerance=3 / 255)
     assert found.source.origin == "image folder, recompressed as JPEG"
-    monkeypatch.setattr(cifar, "CIFAR10_ARCHIVES", {file_sha256(archive): "a known archive"})
+    monkeypatch.setattr(cifar, "ARCHIVES", {file_sha256(archive): "a known archive"})
     assert images.load("CIFAR-10").source.origin == "a known archive"
 
 
@@ -122,13 +122,13 @@ def test_damaged_picture_is_named(place, capsys):
 
 @pytest.mark.parametrize("change", ["class", "file"])
 def test_what_is_not_cifar10_is_not_used_and_left_alone(place, change, capsys):
-    pictures = place.cifar10(classes=(*cifar.CIFAR10_CLASSES[:-1], "zebra" if change == "class" else "truck"))
+    pictures = place.cifar10(classes=(*cifar.CLASSES["CIFAR-10"][:-1], "zebra" if change == "class" else "truck"))
     if change == "file":
         pictures.pop("train/dog/0003.png")
     archive = place.pack(place.data / "cifar10.tar.gz", pictures)
     assert images.load("CIFAR-10").source.stand_in
     why = {
-        "class": "the folders in train are not CIFAR-10's ten classes",
+        "class": "the folders in train are not CIFAR-10's 10 classes",
         "file": "train does not have 6 images in each class",
     }[change]
     assert f"cifar10.tar.gz is not used: {why}\n" in capsys.readouterr().out
@@ -141,6 +141,28 @@ def test_an_archive_of_cifar100_is_none_of_cifar10(place, capsys):
     check(images.load("CIFAR-10"))
     assert capsys.readouterr().out == "CIFAR-10: decoding 60 images (train), once\n"
     assert (place.data / "cifar100_images.tar.gz").exists()
+
+
+def test_cifar100_as_an_archive_of_images(place, monkeypatch, capsys):
+    """The fine classes in their alphabetical order, which is torchvision's; an archive of CIFAR-10 is not taken."""
+    for split, size in (("train", 200), ("test", 100)):
+        monkeypatch.setitem(cifar.SIZES, split, size)
+    classes = cifar.CLASSES["CIFAR-100"]
+    assert len(classes) == len(set(classes)) == 100 and list(classes) == sorted(classes)
+    place.pack(place.data / "cifar10_images.tar.gz", place.cifar10(each=(20, 10)))
+    archive = place.pack(
+        place.data / "cifar100_images.tar.gz", place.cifar10(classes=classes, each=(2, 1)), "cifar100/"
+    )
+    for split, each in (("train", 2), ("test", 1)):
+        found = images.load("CIFAR-100", split=split)
+        assert found.y.tolist() == [i for i in range(100) for _ in range(each)]
+        expected = torch.tensor([[20 * i % 256, 30 * j, 0] for i in range(100) for j in range(each)]) / 255
+        assert torch.equal(found.x, expected[:, :, None, None].expand(-1, -1, 32, 32))
+        assert (found.source.origin, found.source.stand_in) == ("image folder, PNG", False)
+        assert found.source.sha256 == file_sha256(archive)
+        assert capsys.readouterr().out == f"CIFAR-100: decoding {100 * each} images ({split}), once\n"
+    assert images.available("CIFAR-100")
+    assert images.load("CIFAR-10").y.bincount().tolist() == [20] * 10  # nor the other way round
 
 
 DECODE = """

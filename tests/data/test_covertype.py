@@ -1,5 +1,6 @@
 """CoverType in scikit-learn's layout: its split, its standardization, its positive class, its damaged files."""
 
+import gzip
 import shutil
 import socket
 
@@ -70,8 +71,54 @@ def test_download(small, place, monkeypatch, capsys):
     monkeypatch.setattr(sklearn.datasets, "fetch_covtype", fetch_covtype)
     monkeypatch.delenv("HESSIAN_OFFLINE")
     assert images.load("CoverType").source.stand_in
-    assert "(no intact covertype in the data folder; the download failed: timed out)" in capsys.readouterr().out
+    assert "no table covertype*.csv in the data folder; the download failed: timed out)" in capsys.readouterr().out
     online = True
     assert not images.load("CoverType").source.stand_in
     assert {file.name for file in small.iterdir()} == {"samples_py3", "targets_py3"}
     assert socket.getdefaulttimeout() is None and not list((place.store / "download").iterdir())
+
+
+def table(x, y):
+    """Rows as a table, the class last, under a header."""
+    header = ",".join([*(f"feature {j}" for j in range(x.shape[1])), "Cover_Type"])
+    lines = [",".join(f"{value:g}" for value in (*row, label)) for row, label in zip(x, y, strict=True)]
+    return "\n".join([header, *lines, ""]).encode()
+
+
+@pytest.fixture
+def rows():
+    """Some rows, fewer than CoverType has, whose first feature names the class."""
+    y = np.repeat(np.arange(1, 8), (20, 30, 10, 10, 10, 10, 10))
+    rng = np.random.default_rng(1)
+    return np.concatenate([y[:, None] / 7, rng.random((100, 53))], axis=1), y
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_table_of_real_rows_is_real_data_with_its_number_of_rows(place, rows, packed):
+    content = table(*rows)
+    place.put({"covertype_part.csv.gz": gzip.compress(content)} if packed else {"covertype_part.csv": content})
+    train, test = images.load("CoverType"), images.load("CoverType", split="test")
+    assert (len(train.y), len(test.y)) == (75, 25)  # the shares of the splits of all rows
+    assert (train.source.origin, train.source.stand_in) == ("100 of its 581,012 rows, a table", False)
+    assert train.y.sum() + test.y.sum() == 30
+    assert train.x.mean(0).abs().max() < 1e-5
+    for part in (train, test):
+        assert len(part.x[part.y == 1, 0].unique()) == 1
+    assert len(images.load("CoverType", samples=75).y) == 75
+    with pytest.raises(ValueError, match="76 samples of CoverType asked for; its train split has 1 to 75"):
+        images.load("CoverType", samples=76)
+
+
+@pytest.mark.parametrize("fault", ["gzip", "class", "columns", "many"])
+def test_a_table_that_is_none_is_set_aside(place, rows, fault, monkeypatch, capsys):
+    x, y = rows
+    if fault == "class":
+        y = y + 1
+    if fault == "many":  # more rows of a class than there are
+        monkeypatch.setattr(covertype, "CLASSES", (19, *covertype.CLASSES[1:]))
+    content = gzip.compress(table(x[:, :-1] if fault == "columns" else x, y))
+    place.put({"covertype.csv.gz": content[:200] if fault == "gzip" else content})
+    assert images.load("CoverType").source.stand_in
+    said = capsys.readouterr().out
+    assert said.startswith("covertype.csv.gz is damaged (")
+    assert (place.data / "covertype.csv.gz.damaged").exists()

@@ -99,6 +99,10 @@ def test_hidden_moments_against_simulated_networks():
     for exact, name in ((theory.u_ii(gamma, C, m), "mse_ii"), (theory.u_ij(gamma, C, m), "mse_ij")):
         measured = theory.SampledValue.of(torch.cat([getattr(n, name) for n in networks]) / 300)
         assert abs(measured.deviation(exact)) < 4.5
+    for predicted, name in ((moments.q_ii_at(300), "vv_ii"), (moments.q_ij_at(300), "vv_ij")):
+        measured = theory.SampledValue.of(torch.cat([getattr(n, name) for n in networks]))
+        assert abs(predicted.value - measured.value) < 4.5 * math.hypot(predicted.error, measured.error)
+        assert measured.error < 0.05 * measured.value
     # What (92) prints loses the covariance that V induces; the networks see it.
     ce_ij = theory.SampledValue.of(torch.cat([n.ce_ij for n in networks]) / 300)
     assert ce_ij.deviation(moments.h_ij_printed(gamma)) < -2.5
@@ -131,6 +135,7 @@ def test_hidden_moments_tend_to_the_derived_limits():
 def test_linear_simulation_against_autograd():
     d, N, counts = 4, 6, [2, 3, 7]
     norms = next(linear_block_norms(d, N, counts, 1, generator(5)))
+    averaged = next(linear_block_norms(d, N, counts, 1, generator(5), averaged=4))
     g = generator(5)
     X = torch.randn(N, d, generator=g).double()
     V = torch.cat([torch.randn(b - a, d, generator=g).double() for a, b in ((0, 2), (2, 3), (3, 7))]) / math.sqrt(d)
@@ -143,6 +148,10 @@ def test_linear_simulation_against_autograd():
         H = torch.func.hessian(loss)(V[:C].flatten()).reshape(C, d, C, d)
         expected = torch.stack([(H[0, :, 0] ** 2).sum(), (H[0, :, 1] ** 2).sum()])
         torch.testing.assert_close(row, expected, rtol=2e-5, atol=0)
+        k = min(C, 4)
+        blocks = (H[:k, :, :k] ** 2).sum((1, 3))
+        expected = torch.stack([blocks.diagonal().mean(), (blocks.sum() - blocks.trace()) / (k * (k - 1))])
+        torch.testing.assert_close(averaged[counts.index(C)], expected, rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("C", [2, 5])
@@ -163,6 +172,13 @@ def test_hidden_simulation_against_autograd(C):
         # The paper's (8) lacks the factor 2 of its own loss (7).
         return ((torch.relu(X @ w.reshape(m, d).T) @ V.T - target) ** 2).sum(1).mean() / 2
 
+    def ce_of_output(v):
+        return cross_entropy(torch.relu(X @ W.T) @ v.reshape(C, m).T, y)
+
+    blocks = (torch.func.hessian(ce_of_output)(V.flatten()).reshape(C, m, C, m) ** 2).sum((1, 3))
+    off = (blocks.sum() - blocks.trace()) / (C * (C - 1))
+    assert norms.vv_ii.item() == pytest.approx(blocks.diagonal().mean().item(), rel=1e-5)
+    assert norms.vv_ij.item() == pytest.approx(off.item(), rel=1e-5)
     for loss, kind in ((ce, "ce"), (half_mse, "mse")):
         blocks = (torch.func.hessian(loss)(W.flatten()).reshape(m, d, m, d) ** 2).sum((1, 3))
         diagonal = blocks.diagonal().mean()

@@ -1,7 +1,8 @@
-"""CIFAR-10 and CIFAR-100 in torchvision's batches; CIFAR-10 also as a folder of images.
+"""CIFAR-10 and CIFAR-100 in torchvision's batches or as a folder of images.
 
-The image folder is ``cifar10/{train,test}/<class>/*``, or the same packed as ``cifar10*.tar.gz``. It is decoded once:
-the pixels are kept in the store, under the SHA-256 of what they came from, and serve even without it.
+The image folder is ``cifar10/{train,test}/<class>/*`` or ``cifar100/{train,test}/<fine class>/*``, or the same packed
+as ``cifar10*.tar.gz`` or ``cifar100*.tar.gz``. It is decoded once: the pixels are kept in the store, under the SHA-256
+of what they came from, and serve even without it.
 """
 
 import contextlib
@@ -30,13 +31,27 @@ BATCHES = {
     "CIFAR-10": ("cifar-10-batches-py", "cifar-10-python.tar.gz"),
     "CIFAR-100": ("cifar-100-python", "cifar-100-python.tar.gz"),
 }
-#: In CIFAR-10's own order, which is the alphabetical one.
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-#: Image-folder archives of CIFAR-10 that are known; others are taken too, identified by their SHA-256.
-CIFAR10_ARCHIVES = {
+#: Classes by data set, in its own order, which is the alphabetical one.
+CLASSES = {
+    "CIFAR-10": tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+    "CIFAR-100": tuple(
+        """
+        apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+        castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+        elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+        man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+        pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+        skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+        tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+        """.split()
+    ),
+}
+#: Image-folder archives that are known; others are taken too, identified by their SHA-256.
+ARCHIVES = {
     "76d5adebe5e66fda4a50ca75e7a0a2e23726849e4663c8b722304653bf6d0190": (
         "image folder, all 60,000 images recompressed as JPEG"
     ),
+    "a936a908eea09828e79a7365f31ff77a264a5f3ee8172b803064664156d0d93e": "image folder, all 60,000 images as PNG",
 }
 
 # ---------------------------------------------------------------------------------------------------------
@@ -115,7 +130,7 @@ def _install(archive: Path, name: str, folder: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Images of CIFAR-10
+# Folders of images
 
 
 class _Picture(NamedTuple):
@@ -130,30 +145,38 @@ class _DamagedPicture(Exception):
     """A picture does not decode; the message is ``<class>/<file>``."""
 
 
-def read_images(split: str) -> Arrays:
-    """One split of CIFAR-10 from its image folder, else from an archive of it, else as it was decoded once.
+def _stem(name: str) -> str:
+    """Of its image folder, archives and decoded files: ``"cifar10"`` or ``"cifar100"``."""
+    return name.lower().replace("-", "")
+
+
+def read_images(name: str, split: str) -> Arrays:
+    """One split of ``"CIFAR-10"`` or ``"CIFAR-100"`` from its image folder, else from an archive of it, else decoded.
+
+    What was decoded once serves where its source is not.
 
     Raises
     ------
     Unavailable
         If there is none that is whole; why another one is not used is printed.
     """
-    archives = sorted(p for end in ("tar.gz", "tgz") for p in paths.DATA.glob(f"cifar10*.{end}"))
-    for source in (paths.DATA / "cifar10", *(p for p in archives if not p.name.startswith("cifar100"))):
+    stem = _stem(name)
+    archives = sorted(p for end in ("tar.gz", "tgz") for p in paths.DATA.glob(f"{stem}*.{end}"))
+    for source in (paths.DATA / stem, *(p for p in archives if not p.name.startswith(f"{stem}0"))):  # 10 is not 100
         if not source.exists():
             continue
         try:
-            return _read_folder(source, split) if source.is_dir() else _read_archive(source, split)
+            return _read_folder(name, source, split) if source.is_dir() else _read_archive(name, source, split)
         except Unavailable as error:
             if source.exists():  # otherwise it was named as it was set aside
                 print(f"{files.brief(source)} is not used: {error}", flush=True)
-    for path in sorted(files.store().glob(f"cifar10-{split}-*.npz")):
-        if (decoded := _read_decoded(split, path.stem.rpartition("-")[2])) is not None:
+    for path in sorted(files.store().glob(f"{stem}-{split}-*.npz")):
+        if (decoded := _read_decoded(name, split, path.stem.rpartition("-")[2])) is not None:
             return decoded
-    raise Unavailable("no image folder cifar10 in the data folder")
+    raise Unavailable(f"no image folder {stem} in the data folder")
 
 
-def _read_folder(folder: Path, split: str) -> Arrays:
+def _read_folder(name: str, folder: Path, split: str) -> Arrays:
     """One split of an image folder, identified by the names and contents of its files."""
     found = sorted(p for p in (folder / split).glob("*/*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     digest = hashlib.sha256()
@@ -161,21 +184,21 @@ def _read_folder(folder: Path, split: str) -> Arrays:
         content = path.read_bytes()
         digest.update(f"{path.parent.name}/{path.name}\0{len(content)}\0".encode() + content)
     sha256 = digest.hexdigest()
-    if (decoded := _read_decoded(split, sha256)) is not None:
+    if (decoded := _read_decoded(name, split, sha256)) is not None:
         return decoded
     pictures = [_Picture(path.parent.name, path.name, path.read_bytes) for path in found]
     try:
-        return _decode(split, pictures, sha256)
+        return _decode(name, split, pictures, sha256)
     except _DamagedPicture as error:
         files.set_aside(folder / split / str(error), "it does not decode")
         raise Unavailable(f"{split}/{error} is damaged") from error
 
 
-def _read_archive(archive: Path, split: str) -> Arrays:
+def _read_archive(name: str, archive: Path, split: str) -> Arrays:
     """One split of a packed image folder, identified by the archive."""
     content = archive.read_bytes()
     sha256 = files.sha256(content)
-    if (decoded := _read_decoded(split, sha256)) is not None:
+    if (decoded := _read_decoded(name, split, sha256)) is not None:
         return decoded
     try:
         content = gzip.decompress(content)  # the whole of it, so that its checksum is checked
@@ -192,42 +215,42 @@ def _read_archive(archive: Path, split: str) -> Arrays:
         and not path.name.startswith(".")
     ]
     try:
-        return _decode(split, pictures, sha256)
+        return _decode(name, split, pictures, sha256)
     except _DamagedPicture as error:
         files.set_aside(archive, f"{split}/{error} does not decode")
         raise Unavailable("it is damaged") from error
 
 
-def _decoded_path(split: str, sha256: str) -> Path:
+def _decoded_path(name: str, split: str, sha256: str) -> Path:
     """File of the decoded images of one split of the source with this SHA-256."""
-    return files.store() / f"cifar10-{split}-{sha256}.npz"
+    return files.store() / f"{_stem(name)}-{split}-{sha256}.npz"
 
 
-def _read_decoded(split: str, sha256: str) -> Arrays | None:
+def _read_decoded(name: str, split: str, sha256: str) -> Arrays | None:
     """Decoded images, if they are there; the file's own checksums are checked as it is read."""
-    path = _decoded_path(split, sha256)
+    path = _decoded_path(name, split, sha256)
     if not path.is_file():
         return None
     try:
         with np.load(path) as file:
-            return Arrays(file["x"], file["y"], CIFAR10_ARCHIVES.get(sha256, str(file["kind"])), sha256)
+            return Arrays(file["x"], file["y"], ARCHIVES.get(sha256, str(file["kind"])), sha256)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         files.set_aside(path, str(error))
         return None
 
 
-def _decode(split: str, pictures: Sequence[_Picture], sha256: str) -> Arrays:
+def _decode(name: str, split: str, pictures: Sequence[_Picture], sha256: str) -> Arrays:
     """Decode the pictures, sorted by class and file, and keep them."""
     labels = sorted({p.label for p in pictures})
-    if tuple(labels) != CIFAR10_CLASSES:
-        raise Unavailable(f"the folders in {split} are not CIFAR-10's ten classes")
+    if tuple(labels) != CLASSES[name]:
+        raise Unavailable(f"the folders in {split} are not {name}'s {len(CLASSES[name])} classes")
     y = np.array([labels.index(p.label) for p in pictures], np.int64)
     each = SIZES[split] // len(labels)
     if not (np.bincount(y) == each).all():
         raise Unavailable(f"{split} does not have {each} images in each class")
     from PIL import Image, UnidentifiedImageError
 
-    print(f"CIFAR-10: decoding {len(pictures)} images ({split}), once", flush=True)
+    print(f"{name}: decoding {len(pictures)} images ({split}), once", flush=True)
     x = np.empty((len(pictures), 3, 32, 32), np.uint8)
     for i, picture in enumerate(pictures):
         try:
@@ -238,6 +261,6 @@ def _decode(split: str, pictures: Sequence[_Picture], sha256: str) -> Arrays:
     png = all(Path(picture.file).suffix.lower() == ".png" for picture in pictures)
     kind = "image folder, PNG" if png else "image folder, recompressed as JPEG"  # JPEG changes the pixels
     if files.writable(files.store()):
-        with replacing(_decoded_path(split, sha256)) as path:
+        with replacing(_decoded_path(name, split, sha256)) as path:
             np.savez(path, x=x, y=y, kind=np.array(kind))
-    return Arrays(x, y, CIFAR10_ARCHIVES.get(sha256, kind), sha256)
+    return Arrays(x, y, ARCHIVES.get(sha256, kind), sha256)

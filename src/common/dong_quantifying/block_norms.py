@@ -202,6 +202,8 @@ class HiddenMoments:
         The same for η, averaged over the pairs of neurons.
     q_ii, q_ij : Tensor, shape (R,)
         Squared norms of E[p_i (1 - p_i) σσᵀ | V] and E[p_i p_j σσᵀ | V], averaged over classes and their pairs.
+    q_ii_own, q_ij_own : Tensor, shape (R,)
+        E[(p_i (1 - p_i))² |σ|⁴ | V] and E[(p_i p_j)² |σ|⁴ | V]: what a sample contributes together with itself.
     """
 
     xi: Float[Tensor, "R"]
@@ -212,6 +214,16 @@ class HiddenMoments:
     eta_pair: Float[Tensor, "R"]
     q_ii: Float[Tensor, "R"]
     q_ij: Float[Tensor, "R"]
+    q_ii_own: Float[Tensor, "R"]
+    q_ij_own: Float[Tensor, "R"]
+
+    def q_ii_at(self, N: int) -> SampledValue:
+        r"""E||H_{v_i v_i}||² under CE with N samples: q_ii and 1/N of the pairs of a sample with itself."""
+        return SampledValue.of(self.q_ii + (self.q_ii_own - self.q_ii) / N)
+
+    def q_ij_at(self, N: int) -> SampledValue:
+        """E||H_{v_i v_j}||² under CE with N samples, like :meth:`q_ii_at`."""
+        return SampledValue.of(self.q_ij + (self.q_ij_own - self.q_ij) / N)
 
     def h_ii(self, gamma: float) -> SampledValue:
         """Limit of E||H_{w_i w_i}||²/d under CE: (91) with E over V taken of the square, not before it."""
@@ -264,7 +276,9 @@ def hidden_moments(C: int, m: int, draws: int, samples: int, generator: torch.Ge
         covariance = (second - mean[:, :, None] * mean[:, None, :]) * active[:, :, None] * active[:, None, :]
         xi = covariance.diagonal(dim1=1, dim2=2)
         eta = covariance[:, upper[0], upper[1]]
-        gram = (s @ s.T).square_().fill_diagonal_(0) / (samples * (samples - 1))
+        gram = (s @ s.T).square_()
+        own = gram.diagonal() / samples
+        gram = gram.clone().fill_diagonal_(0) / (samples * (samples - 1))
         variance = p * (1 - p)
         squares = p * p
         same = p @ p.T
@@ -274,6 +288,8 @@ def hidden_moments(C: int, m: int, draws: int, samples: int, generator: torch.Ge
                 eta.mean(), (eta**2).mean(), _square_of_mean(eta).mean(),
                 (gram * (variance @ variance.T)).sum() / C,
                 (gram * (same**2 - squares @ squares.T)).sum() / (C * (C - 1)),
+                own @ (variance**2).sum(1) / C,
+                own @ (squares.sum(1) ** 2 - (squares**2).sum(1)) / (C * (C - 1)),
             ])
         )  # fmt: skip
     return HiddenMoments(*torch.stack(rows, dim=1))

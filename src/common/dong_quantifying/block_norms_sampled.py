@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.dong_quantifying.block_norms import SampledValue, check_least
-from common.hessian.gram import squared_gram, weighted_gram_norms
+from common.hessian.gram import squared_gram, weighted_block_norms, weighted_gram_norms
 
 
 def _checked_counts(class_counts: Sequence[int]) -> list[int]:
@@ -42,9 +42,11 @@ def _class_chunks(counts: Sequence[int], N: int, entries: int = 2**22) -> Iterat
 
 
 def linear_block_norms(
-    d: int, N: int, class_counts: Sequence[int], realizations: int, generator: torch.Generator
+    d: int, N: int, class_counts: Sequence[int], realizations: int, generator: torch.Generator, *, averaged: int = 1
 ) -> Iterator[Float[Tensor, "K 2"]]:
     """Squared norms of the blocks (1, 1) and (1, 2) of the linear model under CE, (5), one realization after another.
+
+    One block's norm is ruled by the few samples with the largest p_1 p_2; a mean over classes is much sharper.
 
     Parameters
     ----------
@@ -54,40 +56,45 @@ def linear_block_norms(
         Increasing values of C, each at least 2.
     realizations
         Number of independent draws of features and weights V ~ N(0, 1/d).
+    averaged
+        If above 1, the means over the first so many classes (or all, if there are fewer) and over their pairs.
 
     Yields
     ------
     Tensor, shape (len(class_counts), 2)
-        ||H_11||² and ||H_12||² at every C.
+        ||H_11||² and ||H_12||² at every C, or the means.
 
     Raises
     ------
     ValueError
-        If the class counts are not increasing or below 2, or d, N or the number of realizations is below 1.
+        If the class counts are not increasing or below 2, or d, N, the number of realizations or of averaged
+        classes is below 1.
     """
     counts = _checked_counts(class_counts)
-    check_least(1, d=d, N=N, realizations=realizations)
+    check_least(1, d=d, N=N, realizations=realizations, averaged=averaged)
     for _ in range(realizations):
         X = torch.randn(N, d, generator=generator)
         gram = squared_gram(X)
+        first = torch.empty(N, 0, dtype=torch.float64)
         partition = torch.zeros(N, dtype=torch.float64)
-        weights = []
+        rows = []
         for start, stop in _class_chunks(counts, N):
             V = torch.randn(stop - start, d, generator=generator) / math.sqrt(d)
             exponentials = torch.mm(X, V.T).exp_()
-            if start == 0:
-                first = exponentials[:, 0].double()
-            if start <= 1 < stop:
-                second = exponentials[:, 1 - start].double()
+            first = torch.cat([first, exponentials[:, : max(2, averaged) - first.shape[1]].double()], dim=1)
             partition += exponentials.sum(1, dtype=torch.float64)
             if stop in counts:
-                p, q = first / partition, second / partition
+                p = first / partition[:, None]
+                if averaged == 1:
+                    own, pairs = p[:, :1] * (1 - p[:, :1]), p[:, :1] * p[:, 1:2]
+                else:
+                    i, j = torch.triu_indices(p.shape[1], p.shape[1], offset=1)
+                    own, pairs = p * (1 - p), p[:, i] * p[:, j]
                 # Norms grow or shrink with C by many orders: scale by C before float32, back after.
-                weights += [stop * p * (1 - p), stop**2 * p * q]
-        weights = torch.stack(weights, dim=1).float()
-        norms = weighted_gram_norms(gram, weights).double().reshape(-1, 2)
-        C = torch.tensor(counts, dtype=torch.float64)
-        yield norms / torch.stack([C**2, C**4], dim=1)
+                norms = weighted_gram_norms(gram, torch.cat([stop * own, stop**2 * pairs], dim=1).float()).double()
+                own, pairs = norms.tensor_split([own.shape[1]])
+                rows.append(torch.stack([own.mean() / stop**2, pairs.mean() / float(stop) ** 4]))
+        yield torch.stack(rows)
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,9 @@ class HiddenNorms:
         The same under MSE, (8).
     mask_ii, mask_ij : Tensor, shape ()
         Of these, the part that has no V: the matrices L_ii and L_ij of Section 7.2.2.
+    vv_ii, vv_ij : Tensor, shape (K,)
+        H_{v_i v_i} and H_{v_i v_j} under CE, (15), averaged over the first 32 classes, or all if there are fewer, and
+        their pairs.
     """
 
     ce_ii: Float[Tensor, "K"]
@@ -110,12 +120,25 @@ class HiddenNorms:
     mse_ij: Float[Tensor, "K"]
     mask_ii: Float[Tensor, ""]
     mask_ij: Float[Tensor, ""]
+    vv_ii: Float[Tensor, "K"]
+    vv_ij: Float[Tensor, "K"]
+
+
+#: Classes whose blocks of the output layer are looked at.
+_OUTPUT_CLASSES = 32
+
+
+def _output_norms(S: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared norms of H_{v_i v_i} and H_{v_i v_j}, (15), of classes with probabilities p, (N, k)."""
+    i, j = torch.triu_indices(p.shape[1], p.shape[1])
+    norms = weighted_block_norms(S, p[:, i] * ((i == j).to(p.dtype) - p[:, j]))
+    return norms[i == j].mean(), norms[i != j].mean()
 
 
 def hidden_block_norms(
     d: int, N: int, m: int, class_counts: Sequence[int], realizations: int, generator: torch.Generator
 ) -> Iterator[HiddenNorms]:
-    """Norms of the blocks of H_ww of the one-hidden-layer model, (8) and (14), one realization after another.
+    """Norms of the blocks of the one-hidden-layer model, (8), (14), (15), one realization after another.
 
     Parameters
     ----------
@@ -152,19 +175,23 @@ def hidden_block_norms(
         mask_norms = weighted_gram_norms(gram, both)
         sums = torch.zeros(N, 1 + m + len(rows), dtype=torch.float64)
         inner = torch.zeros(len(rows), dtype=torch.float64)
-        ce, mse = [], []
+        ce, mse, output, first = [], [], [], F.new_empty(N, 0)
         for start, stop in _class_chunks(counts, N):
             V = torch.randn(stop - start, m, generator=generator, dtype=torch.float64) / math.sqrt(m)
             products = V[:, rows] * V[:, columns]
-            sums += torch.mm(F, V.T).exp_() @ torch.cat([torch.ones(len(V), 1, dtype=V.dtype), V, products], dim=1)
+            exponentials = torch.mm(F, V.T).exp_()
+            first = torch.cat([first, exponentials[:, : _OUTPUT_CLASSES - first.shape[1]]], dim=1)
+            sums += exponentials @ torch.cat([torch.ones(len(V), 1, dtype=V.dtype), V, products], dim=1)
             inner += products.sum(0)
             if stop in counts:
                 mean = sums[:, 1 : m + 1] / sums[:, :1]
                 covariance = sums[:, m + 1 :] / sums[:, :1] - mean[:, rows] * mean[:, columns]
                 ce.append(weighted_gram_norms(gram, covariance * both))
                 mse.append(inner**2 * mask_norms)
+                output.append(torch.stack(_output_norms(F, first / sums[:, :1])))
         norms = (torch.stack(ce), torch.stack(mse), mask_norms)
-        yield HiddenNorms(*(x[..., which].mean(-1) for x in norms for which in (diagonal, ~diagonal)))
+        hidden = (x[..., which].mean(-1) for x in norms for which in (diagonal, ~diagonal))
+        yield HiddenNorms(*hidden, *torch.stack(output, dim=1))
 
 
 def mask_limits(
