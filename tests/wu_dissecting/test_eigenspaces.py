@@ -11,6 +11,7 @@ from common.wu_dissecting.eigenspaces import (
     each_pair,
     linear_range,
     matricized,
+    mean_over_covariance,
     nested_overlaps,
     overlap,
     pairwise_overlaps,
@@ -125,3 +126,24 @@ def test_a_mean_dominates_the_autocorrelation_by_its_size():
     dot, ratio = dominance_of_mean(LayerHessian(noise - noise.mean(0) + 0.001 * mean, B))
     assert dot < 0.9
     assert 1 <= ratio < 1.2
+
+
+def test_the_spectral_ratio_is_never_below_that_of_mean_and_covariance():
+    """The two sides of (264) without its − 1, on inputs of every mean, against their definitions."""
+    generator = torch.Generator().manual_seed(2)
+    for size in (0.0, 0.1, 0.5, 1.0, 5.0):
+        X = torch.randn(40, 6, generator=generator, dtype=torch.float64) * torch.arange(1, 7) + size
+        H = LayerHessian(X, torch.ones(40, 2, 1, dtype=torch.float64))
+        ratio, bound = mean_over_covariance(H)
+        values = torch.linalg.eigvalsh(X.T @ X / 40)
+        covariance = torch.cov(X.T, correction=0)
+        assert ratio == pytest.approx(float(values[-1] / values[-2]))
+        expected = float(X.mean(0).square().sum() / torch.linalg.matrix_norm(covariance, 2))
+        assert bound == pytest.approx(expected)
+        assert ratio >= bound
+    mean = torch.zeros(6, dtype=torch.float64)
+    mean[0] = 3.0  # along an eigenvector of the covariance that is not its first
+    X = torch.diag(torch.tensor([1.0, 2, 1, 1, 1, 1], dtype=torch.float64))
+    X = torch.cat([X, -X]) + mean
+    ratio, bound = mean_over_covariance(LayerHessian(X, torch.ones(12, 2, 1, dtype=torch.float64)))
+    assert ratio == pytest.approx((9 + 1 / 6) / (4 / 6)) and bound == pytest.approx(9 / (4 / 6))

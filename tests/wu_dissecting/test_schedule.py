@@ -5,7 +5,7 @@ import pytest
 
 from common.notebook.claims import above, below, inside
 from common.notebook.intervals import spread
-from common.wu_dissecting.schedule import extrapolated, not_decidable, settled_in_samples
+from common.wu_dissecting.schedule import epochs_to_measure, extrapolated, not_decidable, settled_in_samples
 
 EPOCHS = (20, 40, 80)
 
@@ -69,6 +69,13 @@ def test_what_is_missing_is_said():
     assert not_decidable(EPOCHS, steady, effective=effective, k=89, **rule) == ""
     with pytest.raises(ValueError, match="a row for each of 1 epochs"):
         not_decidable((1000,), steady, **rule)
+
+
+def test_nothing_is_measured_that_decides_nothing():
+    assert epochs_to_measure([10, 20, 80], "") == [10, 20, 80]
+    assert epochs_to_measure([10, 20, 80], "samples: 10 instead of 0") == [80]
+    assert epochs_to_measure([200, 500, 1000], "") == [1000]
+    assert epochs_to_measure([50], "") == [50]
 
 
 def test_other_estimates_than_means():

@@ -80,6 +80,24 @@ def dominance_of_mean(H: LayerHessian | WeightSharingHessian) -> tuple[float, fl
     return float(vectors[:, 0] @ H.mean_input) ** 2, ratio
 
 
+def mean_over_covariance(H: LayerHessian) -> tuple[float, float]:
+    """λ₁/λ₂ of E[xxᵀ] and ‖E[x]E[x]ᵀ‖/‖Σ‖, Σ the covariance: the two sides of (264), App F.1, without its −1.
+
+    The first is never below the second: λ₁ ≥ ‖E[x]E[x]ᵀ‖ as Σ is positive semidefinite, and λ₂ ≤ ‖Σ‖ by Weyl, as
+    E[x]E[x]ᵀ has no second eigenvalue. In double precision.
+
+    Parameters
+    ----------
+    H
+        Of a layer at one position, fully connected.
+    """
+    X = H.X.double()
+    mean = X.mean(0)
+    covariance = (X - mean).T @ (X - mean) / len(X)
+    values = torch.linalg.eigvalsh(covariance + torch.outer(mean, mean))
+    return float(values[-1] / values[-2]), float(mean @ mean / torch.linalg.eigvalsh(covariance)[-1])
+
+
 def kronecker_correspondence(
     H: LayerHessian | WeightSharingHessian, k: int
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "m k"]]:

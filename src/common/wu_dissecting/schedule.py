@@ -22,6 +22,8 @@ from common.notebook.intervals import Estimate, mean_interval
 
 #: So many effective samples are needed for each eigenvector.
 SAMPLES_PER_VECTOR = 10
+#: Epochs of the paper's trainings (App E.3).
+PAPER_EPOCHS = 1000
 
 
 def extrapolated(
@@ -41,8 +43,14 @@ def extrapolated(
     return (slope * np.log(target) + level).reshape(values.shape[1:])
 
 
+def epochs_to_measure(checkpoints: Sequence[int], differs: str, target: int = PAPER_EPOCHS) -> list[int]:
+    """Those of ``checkpoints`` at which Q is needed: the last alone where :func:`not_decidable` asks for no other."""
+    last = checkpoints[-1]
+    return [last] if differs or last >= target else list(checkpoints)
+
+
 def not_decidable(
-    epochs: Sequence[int], values: Float[ArrayLike, "K R"], criterion: Criterion, *, target: int, differs: str = "",
+    epochs: Sequence[int], values: Float[ArrayLike, "K R"], criterion: Criterion, *, target: int = PAPER_EPOCHS, differs: str = "",
     effective: ArrayLike = (), k: int = 0, estimate: Callable[[np.ndarray], Estimate] = mean_interval,
 ) -> str:  # fmt: skip
     """Why a claim on Q may not be decided after ``epochs[-1]`` epochs; empty if it may.

@@ -50,15 +50,28 @@ def _network(name: str, classes: int, shape: Sequence[int], state: State) -> nn.
 
 @dataclass(frozen=True)
 class LayerEigenpairs(Eigenpairs):
-    """Eigenpairs of a layer's Hessian, and over how many samples it is.
+    """Eigenpairs of a layer's Hessian, over how many samples it is, and what Kronecker's product has of it.
 
     Attributes
     ----------
     effective
         (1,) n_eff of the Hessian, :attr:`~common.hessian.layer.LayerHessian.effective_samples`.
+    tau, gamma
+        (m,) and (n,) eigenvalues of E[M] and E[xxᵀ], descending.
+    output_vectors
+        (m, m) eigenvectors of E[M], in this order.
+    first
+        (n,) the t₁ of Theorem G.1: first eigenvector of E[xxᵀ].
+    kronecker
+        (min(k, m),) overlaps of the first 1, 2, ... eigenvectors with those of E[M] ⊗ E[xxᵀ].
     """
 
     effective: Float[Tensor, "1"]
+    tau: Float[Tensor, " m"]
+    gamma: Float[Tensor, " n"]
+    output_vectors: Float[Tensor, "m m"]
+    first: Float[Tensor, " n"]
+    kronecker: Float[Tensor, " l"]
 
 
 def layer_eigenpairs(
@@ -68,7 +81,12 @@ def layer_eigenpairs(
     network = _network(name, classes, X.shape[1:], state)
     H = layer_hessian(network, layer, X.to(default_device()))
     found = H.top_eigenpairs(k, tolerance=tolerance)
-    return LayerEigenpairs(**vars(found), effective=torch.tensor([H.effective_samples]))
+    few = min(k, len(H.output_hessian))
+    return LayerEigenpairs(
+        **vars(found), effective=torch.tensor([H.effective_samples]), tau=H.output_basis[0],
+        gamma=H.input_basis[0], output_vectors=H.output_basis[1], first=H.input_basis[1][:, 0].contiguous(),
+        kronecker=nested_overlaps(found.vectors[:, :few], H.kronecker_eigenpairs(few)[1]),
+    )  # fmt: skip
 
 
 def full_eigenpairs(
@@ -306,20 +324,17 @@ def overlaps_in_layer(
     dict
         Of E networks ``pairs``, ``tau`` and ``gamma`` as in :meth:`Dissected.overlaps`; ``first`` (E, n), the t₁ of
         Theorem G.1: first eigenvectors of E[xxᵀ]; ``kronecker`` (E, m), overlaps of the first 1, ..., m eigenvectors
-        with those of E[M] ⊗ E[xxᵀ]; ``effective`` (E,), n_eff.
+        with those of E[M] ⊗ E[xxᵀ]; ``outputs`` (E, E, m), overlaps of the top eigenspaces of E[M] alone, as ``pairs``;
+        ``effective`` (E,), n_eff.
     """
-    bases: list[Tensor] = []
-    found: dict[str, list[Tensor]] = {name: [] for name in ("tau", "gamma", "first", "kronecker", "effective")}
-    for case, member in [(one, member) for one in cases for member in range(one.members)]:
-        H = case.hessian(member, layer, samples, epoch)
-        m = len(H.output_hessian)
-        bases.append(case.eigenpairs(member, layer, samples, round(shown * m), epoch=epoch).vectors)
-        found["effective"].append(torch.tensor(H.effective_samples))
-        found["tau"].append(H.output_basis[0])
-        found["gamma"].append(H.input_basis[0])
-        found["first"].append(H.input_basis[1][:, 0])
-        found["kronecker"].append(nested_overlaps(bases[-1][:, :m], H.kronecker_eigenpairs(m)[1]))
-    return {"pairs": torch.from_numpy(pairwise_overlaps(bases))} | {name: torch.stack(p) for name, p in found.items()}
+    networks = [(case, member) for case in cases for member in range(case.members)]
+    m = len(cases[0].network(0).get_submodule(layer).weight)
+    every = [case.eigenpairs(member, layer, samples, round(shown * m), epoch=epoch) for case, member in networks]
+    found = {part: [getattr(one, part) for one in every] for part in ("tau", "gamma", "first", "kronecker")}
+    found["effective"] = [one.effective[0] for one in every]
+    pairs = {"pairs": [one.vectors for one in every], "outputs": [one.output_vectors for one in every]}
+    overlaps = {name: torch.from_numpy(pairwise_overlaps(bases)) for name, bases in pairs.items()}
+    return overlaps | {name: torch.stack(parts) for name, parts in found.items()}
 
 
 @dataclass(frozen=True)
