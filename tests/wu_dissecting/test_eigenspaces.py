@@ -18,6 +18,7 @@ from common.wu_dissecting.eigenspaces import (
     peaks,
     pseudovalues,
     rank_one_share,
+    ratio_pseudovalues,
 )  # fmt: skip
 from common.wu_dissecting.networks import classifier
 from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
@@ -147,3 +148,26 @@ def test_the_spectral_ratio_is_never_below_that_of_mean_and_covariance():
     X = torch.cat([X, -X]) + mean
     ratio, bound = mean_over_covariance(LayerHessian(X, torch.ones(12, 2, 1, dtype=torch.float64)))
     assert ratio == pytest.approx((9 + 1 / 6) / (4 / 6)) and bound == pytest.approx(9 / (4 / 6))
+
+
+def test_a_ratio_of_means_over_pairs_with_the_error_of_its_denominator():
+    rng = np.random.default_rng(3)
+
+    def pairs_of(level, models=6):
+        a = rng.normal(size=models)
+        pairs = level + 0.1 * (a[:, None] + a[None])  # what two models have in common is in both of their pairs
+        return np.where(np.eye(models, dtype=bool), np.nan, pairs)
+
+    one, constant = pairs_of(2.0), np.where(np.eye(6, dtype=bool), np.nan, 4.0)
+    np.testing.assert_allclose(ratio_pseudovalues(one, constant), pseudovalues(one) / 4)
+    np.testing.assert_allclose(ratio_pseudovalues(3 * one, one), 3.0)
+    covered, naive = 0, 0
+    for _ in range(300):
+        above, below = pairs_of(2.0), pairs_of(1.0)
+        for values, count in ((ratio_pseudovalues(above, below), 0), (pseudovalues(above) / np.nanmean(below), 1)):
+            half = 2.571 * values.std(ddof=1) / 6**0.5
+            inside = abs(values.mean() - 2) < half
+            covered, naive = covered + (not count and inside), naive + (count and inside)
+    assert covered / 300 > 0.88 > naive / 300
+    with pytest.raises(ValueError, match="at least 3"):
+        ratio_pseudovalues(np.ones((2, 2)), np.ones((2, 2)))

@@ -56,8 +56,8 @@ def test_either_bound_of_an_interval_counts():
 def test_what_is_missing_is_said():
     rule = {"criterion": below(0.5), "target": 1000}
     steady = drifting(0.3, 0.0)
-    assert not_decidable((50,), steady[-1:], **rule).startswith("50 of 1000 epochs, and no networks after a quarter")
-    assert "no networks" in not_decidable((20, 50, 80), steady, **rule)  # 50 is beyond t/2
+    assert not_decidable((50,), steady[-1:], **rule).startswith("50 of 1000 epochs, and the value after a quarter")
+    assert "is not known" in not_decidable((20, 50, 80), steady, **rule)  # 50 is beyond t/2
     assert not_decidable((10, 20, 80), steady, **rule) == ""  # earlier ones ask for more
     assert not_decidable(EPOCHS, steady, differs="samples: 10 instead of 0", **rule) == "samples: 10 instead of 0"
     assert not_decidable((1000,), steady[-1:], differs="samples: 10", **rule) == "samples: 10"

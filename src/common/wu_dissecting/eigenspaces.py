@@ -181,6 +181,24 @@ def pseudovalues(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "E 
     return 2 / (E - 1) * total - (E - 1) * (total - of_model) * 2 / ((E - 1) * (E - 2))
 
 
+def ratio_pseudovalues(above: Float[np.ndarray, "E E"], below: Float[np.ndarray, "E E"]) -> Float[np.ndarray, " E"]:
+    """Jackknife of the ratio of two means over pairs of E models, as :func:`pseudovalues` of one mean.
+
+    The error of the denominator is in it, and what both have in common falls out.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three models.
+    """
+    E = len(above)
+    if E < 3:
+        raise ValueError(f"leaving one of the models out needs at least 3, got {E}")
+    (of_above, whole_above), (of_below, whole_below) = ((np.nansum(a, 1), np.nansum(a) / 2) for a in (above, below))
+    without = (whole_above - of_above) / (whole_below - of_below)
+    return E * whole_above / whole_below - (E - 1) * without
+
+
 def peaks(pairs: Float[np.ndarray, "E E K"]) -> list[int]:
     """The k at which the mean overlap over pairs is largest: of all models, then with each of them left out in turn.
 

@@ -50,8 +50,9 @@ def epochs_to_measure(checkpoints: Sequence[int], differs: str, target: int = PA
 
 
 def not_decidable(
-    epochs: Sequence[int], values: Float[ArrayLike, "K R"], criterion: Criterion, *, target: int = PAPER_EPOCHS, differs: str = "",
-    effective: ArrayLike = (), k: int = 0, estimate: Callable[[np.ndarray], Estimate] = mean_interval,
+    epochs: Sequence[int], values: Float[ArrayLike, "K R"], criterion: Criterion, *, target: int = PAPER_EPOCHS,
+    differs: str = "", effective: ArrayLike = (), k: int = 0,
+    estimate: Callable[[np.ndarray], Estimate] = mean_interval,
 ) -> str:  # fmt: skip
     """Why a claim on Q may not be decided after ``epochs[-1]`` epochs; empty if it may.
 
@@ -88,7 +89,7 @@ def not_decidable(
     if last >= target:
         return ""
     if len(epochs) < 3 or epochs[-2] > last / 2 or epochs[-3] > last / 4:
-        return f"{last} of {target} epochs, and no networks after a quarter and a half of them were kept"
+        return f"{last} of {target} epochs, and the value after a quarter and a half of them is not known"
     fewest = float(np.min(effective)) if np.size(effective) else np.inf
     if fewest <= SAMPLES_PER_VECTOR * k:
         return f"{last} of {target} epochs, and {fewest:.0f} effective samples are too few for {k} eigenvectors"
