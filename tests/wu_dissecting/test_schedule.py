@@ -5,7 +5,13 @@ import pytest
 
 from common.notebook.claims import above, below, inside
 from common.notebook.intervals import spread
-from common.wu_dissecting.schedule import epochs_to_measure, extrapolated, not_decidable, settled_in_samples
+from common.wu_dissecting.schedule import (
+    decided_early,
+    epochs_to_measure,
+    extrapolated,
+    not_decidable,
+    settled_in_samples,
+)
 
 EPOCHS = (20, 40, 80)
 
@@ -90,3 +96,16 @@ def test_twice_the_images_may_move_a_quarter_of_the_distance():
     assert settled_in_samples(above(0.4), half, every, samples=2000) == ""  # 0.04 against 0.17 / 4
     reason = settled_in_samples(above(0.45), half, every, samples=2000)
     assert reason.startswith("2000 images of the Hessian: from half of them to all the value went from 0.61 to 0.57")
+
+
+def test_the_rule_is_calibrated_on_a_training_that_goes_to_the_end():
+    epochs = [50, 100, 250, 500, 1000]
+
+    def through(*means):
+        return np.array(means)[:, None] + np.array([-0.01, 0.0, 0.01])
+
+    assert decided_early(epochs, through(0.6, 0.61, 0.62, 0.62, 0.62), above(0.5)) == {250: "right", 500: "right"}
+    assert decided_early(epochs, through(0.6, 0.6, 0.6, 0.6, 0.4), above(0.5)) == {250: "wrong", 500: "wrong"}
+    assert decided_early(epochs, through(0.6, 0.6, 0.6, 0.6, 0.5), above(0.5)) == {250: "wrong", 500: "wrong"}
+    assert decided_early(epochs, through(0.8, 0.7, 0.6, 0.52, 0.45), above(0.5)) == {250: "open", 500: "open"}
+    assert decided_early([50, 1000], through(0.6, 0.6), above(0.5)) == {}

@@ -115,6 +115,33 @@ def _side(criterion: Criterion, estimate: Estimate) -> int:
     return int(criterion.holds(*estimate.interval)) - int(criterion.violated(*estimate.interval))
 
 
+def decided_early(
+    epochs: Sequence[int], values: Float[ArrayLike, "K R"], criterion: Criterion,
+    estimate: Callable[[np.ndarray], Estimate] = mean_interval,
+) -> dict[int, str]:  # fmt: skip
+    """What :func:`not_decidable` would have said on the way to ``epochs[-1]``: the calibration of the rule.
+
+    Returns
+    -------
+    dict
+        For every t before the last with kept epochs at most t/4 and t/2: ``"open"`` if the rule leaves it open,
+        ``"right"`` if it decides as the last epoch does, ``"wrong"`` if not. What is open at the last is ``"wrong"``
+        if decided before.
+    """
+    values = np.asarray(values, dtype=float)
+    truth, found = _side(criterion, estimate(values[-1])), {}
+    for place, t in enumerate(epochs[:-1]):
+        middle = max((i for i in range(place) if 0 < epochs[i] <= t / 2), default=-1)
+        early = max((i for i in range(middle) if 0 < epochs[i] <= t / 4), default=-1)
+        if early < 0:
+            continue
+        some = [early, middle, place]
+        rest = {"target": epochs[-1], "estimate": estimate}
+        reason = not_decidable([epochs[i] for i in some], values[some], criterion, **rest)
+        found[t] = "open" if reason else "right" if _side(criterion, estimate(values[place])) == truth else "wrong"
+    return found
+
+
 def settled_in_samples(
     criterion: Criterion, of_half: Float[ArrayLike, " R"], of_all: Float[ArrayLike, " R"], *, samples: int,
     estimate: Callable[[np.ndarray], Estimate] = mean_interval,
