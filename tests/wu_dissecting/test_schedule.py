@@ -6,6 +6,7 @@ import pytest
 from common.notebook.claims import above, below, inside
 from common.notebook.intervals import spread
 from common.wu_dissecting.schedule import (
+    claim_by_schedule,
     decided_early,
     epochs_to_measure,
     extrapolated,
@@ -78,10 +79,10 @@ def test_what_is_missing_is_said():
 
 
 def test_nothing_is_measured_that_decides_nothing():
-    assert epochs_to_measure([10, 20, 80], "") == [10, 20, 80]
-    assert epochs_to_measure([10, 20, 80], "samples: 10 instead of 0") == [80]
-    assert epochs_to_measure([200, 500, 1000], "") == [1000]
-    assert epochs_to_measure([50], "") == [50]
+    assert epochs_to_measure([10, 20, 80], False) == [10, 20, 80]
+    assert epochs_to_measure([10, 20, 80], True) == [80]
+    assert epochs_to_measure([200, 500, 1000], False) == [1000]
+    assert epochs_to_measure([50], False) == [50]
 
 
 def test_other_estimates_than_means():
@@ -109,3 +110,20 @@ def test_the_rule_is_calibrated_on_a_training_that_goes_to_the_end():
     assert decided_early(epochs, through(0.6, 0.6, 0.6, 0.6, 0.5), above(0.5)) == {250: "wrong", 500: "wrong"}
     assert decided_early(epochs, through(0.8, 0.7, 0.6, 0.52, 0.45), above(0.5)) == {250: "open", 500: "open"}
     assert decided_early([50, 1000], through(0.6, 0.6), above(0.5)) == {}
+
+
+class _Claims(dict):
+    def claim(self, ident, statement, estimate, **rest):
+        self[ident] = statement, estimate, rest
+
+
+def test_a_claim_has_its_reason_and_its_effective_samples():
+    run, rest = _Claims(), {"epochs": EPOCHS, "source": "Fig 1", "expected": "low"}
+    claim_by_schedule(run, "a", "A.", drifting(0.3, 0.0), below(0.5), effective=[900.0, 1100.0], note="Seen.", **rest)
+    statement, (value, (low, high)), more = run["a"]
+    assert statement == "A." and value == pytest.approx(0.3) and low < value < high
+    assert more["untested"] == "" and more["note"] == "Seen. n_eff is 1000."
+    claim_by_schedule(run, "b", "B.", drifting(0.3, 0.0), below(0.5), effective=[900.0], k=90, **rest)
+    assert "too few" in run["b"][2]["untested"]
+    claim_by_schedule(run, "c", "C.", drifting(0.3, 0.0), below(0.5), effective=np.inf, differs="d", **rest)
+    assert (run["c"][2]["untested"], run["c"][2]["note"]) == ("d", "")

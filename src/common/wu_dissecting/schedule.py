@@ -12,6 +12,7 @@ d. the effective number of samples is above 10 k in every network, if Q is of k 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +25,14 @@ from common.notebook.intervals import Estimate, mean_interval
 SAMPLES_PER_VECTOR = 10
 #: Epochs of the paper's trainings (App E.3).
 PAPER_EPOCHS = 1000
+
+
+@runtime_checkable
+class Claimant(Protocol):
+    """What claims are made to: a :class:`~common.notebook.run.Run`, which prepared cells must not import."""
+
+    def claim(self, *arguments: object, **keywords: object) -> None:
+        """As :meth:`~common.notebook.run.Run.claim`."""
 
 
 def extrapolated(
@@ -43,8 +52,14 @@ def extrapolated(
     return (slope * np.log(target) + level).reshape(values.shape[1:])
 
 
-def epochs_to_measure(checkpoints: Sequence[int], differs: str, target: int = PAPER_EPOCHS) -> list[int]:
-    """Those of ``checkpoints`` at which Q is needed: the last alone where :func:`not_decidable` asks for no other."""
+def epochs_to_measure(checkpoints: Sequence[int], differs: bool, target: int = PAPER_EPOCHS) -> list[int]:
+    """Those of ``checkpoints`` at which Q is needed: the last alone where :func:`not_decidable` asks for no other.
+
+    Parameters
+    ----------
+    differs
+        Whether data or scheme are unlike the paper's, so that nothing is decided.
+    """
     last = checkpoints[-1]
     return [last] if differs or last >= target else list(checkpoints)
 
@@ -113,6 +128,27 @@ def not_decidable(
 def _side(criterion: Criterion, estimate: Estimate) -> int:
     """1 if the interval fulfils the criterion, −1 if it violates it, 0 if it straddles."""
     return int(criterion.holds(*estimate.interval)) - int(criterion.violated(*estimate.interval))
+
+
+def claim_by_schedule(
+    run: Claimant, ident: str, statement: str, values: Float[ArrayLike, "K R"], criterion: Criterion, *,
+    epochs: Sequence[int], source: str, expected: float | str, differs: str = "", effective: ArrayLike = (),
+    k: int = 0, estimate: Callable[[np.ndarray], Estimate] = mean_interval, target: int = PAPER_EPOCHS, note: str = "",
+) -> None:  # fmt: skip
+    """A claim of a run on networks after ``epochs[-1]`` epochs, ``untested`` where :func:`not_decidable` says so.
+
+    Parameters as there and of :meth:`~common.notebook.run.Run.claim`. The effective numbers of samples are named in the
+    note.
+    """
+    reason = not_decidable(
+        epochs, values, criterion, target=target, differs=differs, effective=effective, k=k, estimate=estimate
+    )
+    counts = np.asarray(effective, dtype=float)
+    counted = f"n_eff is {counts.mean():.0f}." if counts.size and np.isfinite(counts).all() else ""
+    run.claim(
+        ident, statement, estimate(np.asarray(values, dtype=float)[-1]), source=source, expected=expected,
+        criterion=criterion, note=f"{note} {counted}".strip(), untested=reason,
+    )  # fmt: skip
 
 
 def decided_early(
