@@ -91,7 +91,7 @@ def test_overlaps_in_a_layer_of_several_ensembles():
     found = overlaps_in_layer(cases, "fc1", 20, 1.5)
     assert {name: tuple(part.shape) for name, part in found.items()} == {
         "pairs": (3, 3, 10), "tau": (3, 7), "gamma": (3, 400), "first": (3, 400), "kronecker": (3, 7),
-        "outputs": (3, 3, 7), "effective": (3,),
+        "outputs": (3, 3, 7), "effective": (3,), "on_first": (3, 10),
     }  # fmt: skip
     together = cases[0].overlaps(20, 1.5)["fc1"]
     for name, part in together.items():
@@ -100,6 +100,9 @@ def test_overlaps_in_a_layer_of_several_ensembles():
     H, t = cases[1].hessian(0, "fc1", 20), found["first"][2]
     assert float(t @ H.autocorrelation @ t) == pytest.approx(float(found["gamma"][2, 0]))
     true, (_, product) = cases[1].eigenpairs(0, "fc1", 20, 10).vectors[:, :4], H.kronecker_eigenpairs(4)
+    h = cases[1].eigenpairs(0, "fc1", 20, 10).vectors
+    expected = (h[:, 4].view(7, 400) @ t).square().sum()
+    assert float(found["on_first"][2, 4]) == pytest.approx(float(expected), abs=1e-4)
     bases = [cases[0].hessian(k, "fc1", 20).output_basis[1][:, :2] for k in range(2)]
     assert float(found["outputs"][0, 1, 1]) == pytest.approx(overlap(*bases), abs=1e-4)
     assert float(found["kronecker"][2, 3]) == pytest.approx(overlap(true, product), abs=1e-4)

@@ -21,7 +21,7 @@ from common.hessian.layer import (
     layer_hessians,
 )
 from common.hessian.operators import FullHessian
-from common.wu_dissecting.eigenspaces import nested_overlaps, pairwise_overlaps
+from common.wu_dissecting.eigenspaces import correspondence, nested_overlaps, pairwise_overlaps
 from common.wu_dissecting.networks import classifier, layer_names
 from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
 from common.wu_dissecting.training import Ensemble, Scheme, trained_ensemble
@@ -62,6 +62,8 @@ class LayerEigenpairs(Eigenpairs):
         (m, m) eigenvectors of E[M], in this order.
     first
         (n,) the t₁ of Theorem G.1: first eigenvector of E[xxᵀ].
+    on_first
+        (k,) how much of every eigenvector lies on v₁ = t₁, (265).
     kronecker
         (min(k, m),) overlaps of the first 1, 2, ... eigenvectors with those of E[M] ⊗ E[xxᵀ].
     """
@@ -71,6 +73,7 @@ class LayerEigenpairs(Eigenpairs):
     gamma: Float[Tensor, " n"]
     output_vectors: Float[Tensor, "m m"]
     first: Float[Tensor, " n"]
+    on_first: Float[Tensor, " k"]
     kronecker: Float[Tensor, " l"]
 
 
@@ -81,10 +84,11 @@ def layer_eigenpairs(
     network = _network(name, classes, X.shape[1:], state)
     H = layer_hessian(network, layer, X.to(default_device()))
     found = H.top_eigenpairs(k, tolerance=tolerance)
-    few = min(k, len(H.output_hessian))
+    few, first = min(k, len(H.output_hessian)), H.input_basis[1][:, :1]
     return LayerEigenpairs(
         **vars(found), effective=torch.tensor([H.effective_samples]), tau=H.output_basis[0],
-        gamma=H.input_basis[0], output_vectors=H.output_basis[1], first=H.input_basis[1][:, 0].contiguous(),
+        gamma=H.input_basis[0], output_vectors=H.output_basis[1], first=first[:, 0].contiguous(),
+        on_first=correspondence(found.vectors, H.output_basis[1], first)[0][0],
         kronecker=nested_overlaps(found.vectors[:, :few], H.kronecker_eigenpairs(few)[1]),
     )  # fmt: skip
 
@@ -324,13 +328,14 @@ def overlaps_in_layer(
     dict
         Of E networks ``pairs``, ``tau`` and ``gamma`` as in :meth:`Dissected.overlaps`; ``first`` (E, n), the t₁ of
         Theorem G.1: first eigenvectors of E[xxᵀ]; ``kronecker`` (E, m), overlaps of the first 1, ..., m eigenvectors
-        with those of E[M] ⊗ E[xxᵀ]; ``outputs`` (E, E, m), overlaps of the top eigenspaces of E[M] alone, as ``pairs``;
+        with those of E[M] ⊗ E[xxᵀ]; ``on_first`` (E, k), how much of every eigenvector lies on t₁, (265);
+        ``outputs`` (E, E, m), overlaps of the top eigenspaces of E[M] alone, as ``pairs``;
         ``effective`` (E,), n_eff.
     """
     networks = [(case, member) for case in cases for member in range(case.members)]
     m = len(cases[0].network(0).get_submodule(layer).weight)
     every = [case.eigenpairs(member, layer, samples, round(shown * m), epoch=epoch) for case, member in networks]
-    found = {part: [getattr(one, part) for one in every] for part in ("tau", "gamma", "first", "kronecker")}
+    found = {part: [getattr(one, part) for one in every] for part in ("tau", "gamma", "first", "on_first", "kronecker")}
     found["effective"] = [one.effective[0] for one in every]
     pairs = {"pairs": [one.vectors for one in every], "outputs": [one.output_vectors for one in every]}
     overlaps = {name: torch.from_numpy(pairwise_overlaps(bases)) for name, bases in pairs.items()}
