@@ -14,6 +14,7 @@ from common.wu_dissecting.eigenspaces import (
     mean_over_covariance,
     nested_overlaps,
     overlap,
+    overlap_of_uncorrelated,
     pairwise_overlaps,
     peaks,
     pseudovalues,
@@ -171,3 +172,25 @@ def test_a_ratio_of_means_over_pairs_with_the_error_of_its_denominator():
     assert covered / 300 > 0.88 > naive / 300
     with pytest.raises(ValueError, match="at least 3"):
         ratio_pseudovalues(np.ones((2, 2)), np.ones((2, 2)))
+
+
+def test_spaces_that_are_partly_along_one_input_overlap_by_the_product_of_their_shares():
+    """Simulated: (A ⊗ t₁, rest) with random A, against the law with the shares that (265) measures."""
+    m, n, k, rng = 12, 30, 5, np.random.default_rng(4)
+    t = np.linalg.qr(rng.normal(size=(n, 2)) + 1)[0]
+    firsts = [t[:, 0], 0.8 * t[:, 0] + 0.6 * t[:, 1]]
+    shares, found = (0.9, 0.6), []
+    for _ in range(400):
+        spaces, measured = [], []
+        for first, share_of, place in zip(firsts, shares, (0, 1), strict=True):
+            A, B = (np.linalg.qr(rng.normal(size=(m, k)))[0] for _ in range(2))
+            others = np.linalg.svd(np.array(firsts), full_matrices=True)[2][2 + place]  # of neither first vector
+            h = share_of**0.5 * np.kron(A, first[:, None]) + (1 - share_of) ** 0.5 * np.kron(B, others[:, None])
+            spaces.append(torch.from_numpy(h))
+            on_first = torch.from_numpy(first[:, None].copy())
+            measured.append(float(correspondence(spaces[-1], torch.eye(m).double(), on_first)[0].mean()))
+        assert measured == pytest.approx(shares)
+        found.append(overlap(*spaces))
+    law = overlap_of_uncorrelated(np.array([[1, 0.64], [0.64, 1]]), np.array(shares), k, m)[0, 1]
+    assert abs(np.mean(found) - law) < 4 * np.std(found) / 20
+    assert np.std(found) / 20 < 0.02 * law

@@ -162,6 +162,25 @@ def linear_range(
     return (tau * gamma[:, :1] > tau[:, :1] * gamma[:, 1:2]).sum(1)
 
 
+def overlap_of_uncorrelated(
+    squares: Float[np.ndarray, "E E"], shares: Float[np.ndarray, " E"], k: int, m: int
+) -> Float[np.ndarray, "E E"]:  # fmt: skip
+    """s⁽¹⁾s⁽²⁾ (k/m) (t₁⁽¹⁾·t₁⁽²⁾)²: the law of Theorem G.1 where Kronecker's approximation is not accurate.
+
+    The part of a top k eigenspace in R^m ⊗ t₁ is A ⊗ t₁ with ‖A‖²_F = k s. Of two such A that are uncorrelated, as
+    those of networks whose neurons can be permuted, ‖A⁽¹⁾ᵀA⁽²⁾‖²_F is k² s⁽¹⁾s⁽²⁾/m in the mean. What lies outside
+    counts as 0.
+
+    Parameters
+    ----------
+    squares
+        (t₁ · t₁)² of every two of E models.
+    shares
+        s of each, the mean of ‖Mat(h_j) t₁‖², (265), over j ≤ k.
+    """
+    return shares[:, None] * shares[None] * squares * k / m
+
+
 def pseudovalues(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "E *more"]:
     """Jackknife of the mean over pairs of E models: the mean of what is returned is that mean.
 
