@@ -378,15 +378,25 @@ def _part(module: nn.Module, calls: Sequence[Call], factors: Sequence[Tensor]) -
 
 
 def _joined(
-    parts: Sequence[tuple[Tensor, ...]], samples: int, exact: bool
+    parts: list[tuple[Tensor, ...]], samples: int, exact: bool
 ) -> LayerGaussNewton | WeightSharingGaussNewton:  # fmt: skip
-    """The matrix of a layer from what all batches have for it."""
-    columns = list(zip(*parts, strict=True))
-    if len(columns) == 2:
-        return (LayerHessian if exact else LayerGaussNewton)(*(torch.cat(column) for column in columns))
-    J, M, C, mean = torch.cat(columns[0]), *(sum(column) / samples for column in columns[1:])
+    """The matrix of a layer from what all batches have for it; the list is emptied, so that nothing is held twice."""
+    once = len(parts[0]) == 2
+    gathered = [part.new_empty((samples, *part.shape[1:])) for part in parts[0][: 2 if once else 1]]
+    sums: list[Tensor | int] = [0] * (len(parts[0]) - len(gathered))
+    start = 0
+    while parts:
+        part = parts.pop(0)
+        for whole, some in zip(gathered, part, strict=False):
+            whole[start : start + len(some)] = some
+        sums = [total + some for total, some in zip(sums, part[len(gathered) :], strict=True)]
+        start += len(part[0])
+    if once:
+        return (LayerHessian if exact else LayerGaussNewton)(*gathered)
+    M, C, mean = (total / samples for total in sums)
     first = torch.linalg.svd(mean, full_matrices=False).U[:, 0]
-    return (WeightSharingHessian if exact else WeightSharingGaussNewton)(J, M, C, first * first.sum().sign())
+    kind = WeightSharingHessian if exact else WeightSharingGaussNewton
+    return kind(gathered[0], M, C, first * first.sum().sign())
 
 
 def _positions(module: nn.Module, call: Call, B: Tensor) -> tuple[Float[Tensor, "N P n"], Float[Tensor, "N P m r"]]:
