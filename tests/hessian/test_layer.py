@@ -9,7 +9,13 @@ from torch import nn
 from common import paths
 from common.hessian.block_lanczos import top_eigenpairs
 from common.hessian.convergence import ConvergenceError
-from common.hessian.layer import LayerHessian, WeightSharingHessian, layer_hessian, layer_hessians
+from common.hessian.layer import (
+    LayerHessian,
+    WeightSharingHessian,
+    effective_number,
+    layer_hessian,
+    layer_hessians,
+)
 from common.hessian.operators import FullHessian
 from common.wu_dissecting.eigenspaces import overlap
 from common.wu_dissecting.networks import classifier, layer_names, xavier
@@ -127,6 +133,31 @@ def test_factors_of_a_convolution_are_those_of_equation_33():
     torch.testing.assert_close(H.autocorrelation, (unfolded @ unfolded.mT).mean(0))
     first = torch.linalg.svd(unfolded.mean(0)).U[:, 0]
     assert abs(float(first @ H.mean_input)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "fc1", "fc3"])
+def test_effective_samples_from_the_trace_of_every_sample(layer):
+    torch.manual_seed(0)
+    network = classifier("LeNet5-(fc1-7)", (3, 32, 32), 10).double()
+    X = torch.randn(6, 3, 32, 32, dtype=torch.float64) * torch.tensor([1, 2, 3, 1, 1, 4.0])[:, None, None, None]
+    weight, traces = network.get_submodule(layer).weight, []
+    for x in X:
+        logits = network(x[None])[0]
+        J = torch.stack([torch.autograd.grad(z, weight, retain_graph=True)[0].flatten() for z in logits])
+        p = logits.detach().softmax(0)
+        traces.append((J * ((torch.diag(p) - torch.outer(p, p)) @ J)).sum())
+    w = torch.stack(traces)
+    H = layer_hessian(network, layer, X)
+    torch.testing.assert_close(H.sample_traces(), w)
+    assert H.effective_samples == pytest.approx(float(w.sum() ** 2 / w.square().sum()))
+    H = layer_hessian(network, layer, X[:1].expand(5, -1, -1, -1))
+    assert H.effective_samples == pytest.approx(5)
+
+
+def test_effective_number_of_weights():
+    assert effective_number(torch.ones(7)) == pytest.approx(7)
+    assert effective_number(torch.tensor([0.0, 3.0, 0.0])) == pytest.approx(1)
+    assert effective_number(torch.zeros(3)) == 0
 
 
 def test_where_one_position_is_left_a_convolution_is_a_dense_layer():

@@ -20,6 +20,7 @@ from common.notebook.intervals import (
     largest,
     log_log_slope,
     mean_interval,
+    mean_on_grid,
     share,
     smallest,
     spread,
@@ -359,6 +360,10 @@ def test_estimates_without_sampling():
     assert exact(2, 0.5) == (2.0, (1.5, 2.5))
     assert spread([2, 1, 5]) == (2.0, (1.0, 5.0))
     assert spread([2, 2], step=1) == (2.0, (1.5, 2.5))
+    assert mean_on_grid([1.0, 1.0, 1.0], 0.1) == (1.0, (pytest.approx(0.95), pytest.approx(1.05)))
+    value, (low, high) = mean_interval([0.2, 0.4, 0.3])
+    wider = (value, (pytest.approx(low - 0.05), pytest.approx(high + 0.05)))
+    assert mean_on_grid([0.2, 0.4, 0.3], 0.1) == wider
     assert identifier("fc1:LeNet5-(fc1-80) CIFAR-10") == "fc1_lenet5_fc1_80_cifar_10"
 
 

@@ -11,12 +11,15 @@ from common.wu_dissecting.eigenspaces import (
     each_pair,
     linear_range,
     matricized,
+    mean_over_covariance,
     nested_overlaps,
     overlap,
+    overlap_of_uncorrelated,
     pairwise_overlaps,
     peaks,
     pseudovalues,
     rank_one_share,
+    ratio_pseudovalues,
 )  # fmt: skip
 from common.wu_dissecting.networks import classifier
 from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
@@ -125,3 +128,69 @@ def test_a_mean_dominates_the_autocorrelation_by_its_size():
     dot, ratio = dominance_of_mean(LayerHessian(noise - noise.mean(0) + 0.001 * mean, B))
     assert dot < 0.9
     assert 1 <= ratio < 1.2
+
+
+def test_the_spectral_ratio_is_never_below_that_of_mean_and_covariance():
+    """The two sides of (264) without its − 1, on inputs of every mean, against their definitions."""
+    generator = torch.Generator().manual_seed(2)
+    for size in (0.0, 0.1, 0.5, 1.0, 5.0):
+        X = torch.randn(40, 6, generator=generator, dtype=torch.float64) * torch.arange(1, 7) + size
+        H = LayerHessian(X, torch.ones(40, 2, 1, dtype=torch.float64))
+        ratio, bound = mean_over_covariance(H)
+        values = torch.linalg.eigvalsh(X.T @ X / 40)
+        covariance = torch.cov(X.T, correction=0)
+        assert ratio == pytest.approx(float(values[-1] / values[-2]))
+        expected = float(X.mean(0).square().sum() / torch.linalg.matrix_norm(covariance, 2))
+        assert bound == pytest.approx(expected)
+        assert ratio >= bound
+    mean = torch.zeros(6, dtype=torch.float64)
+    mean[0] = 3.0  # along an eigenvector of the covariance that is not its first
+    X = torch.diag(torch.tensor([1.0, 2, 1, 1, 1, 1], dtype=torch.float64))
+    X = torch.cat([X, -X]) + mean
+    ratio, bound = mean_over_covariance(LayerHessian(X, torch.ones(12, 2, 1, dtype=torch.float64)))
+    assert ratio == pytest.approx((9 + 1 / 6) / (4 / 6)) and bound == pytest.approx(9 / (4 / 6))
+
+
+def test_a_ratio_of_means_over_pairs_with_the_error_of_its_denominator():
+    rng = np.random.default_rng(3)
+
+    def pairs_of(level, models=6):
+        a = rng.normal(size=models)
+        pairs = level + 0.1 * (a[:, None] + a[None])  # what two models have in common is in both of their pairs
+        return np.where(np.eye(models, dtype=bool), np.nan, pairs)
+
+    one, constant = pairs_of(2.0), np.where(np.eye(6, dtype=bool), np.nan, 4.0)
+    np.testing.assert_allclose(ratio_pseudovalues(one, constant), pseudovalues(one) / 4)
+    np.testing.assert_allclose(ratio_pseudovalues(3 * one, one), 3.0)
+    covered, naive = 0, 0
+    for _ in range(300):
+        above, below = pairs_of(2.0), pairs_of(1.0)
+        for values, count in ((ratio_pseudovalues(above, below), 0), (pseudovalues(above) / np.nanmean(below), 1)):
+            half = 2.571 * values.std(ddof=1) / 6**0.5
+            inside = abs(values.mean() - 2) < half
+            covered, naive = covered + (not count and inside), naive + (count and inside)
+    assert covered / 300 > 0.88 > naive / 300
+    with pytest.raises(ValueError, match="at least 3"):
+        ratio_pseudovalues(np.ones((2, 2)), np.ones((2, 2)))
+
+
+def test_spaces_that_are_partly_along_one_input_overlap_by_the_product_of_their_shares():
+    """Simulated: (A ⊗ t₁, rest) with random A, against the law with the shares that (265) measures."""
+    m, n, k, rng = 12, 30, 5, np.random.default_rng(4)
+    t = np.linalg.qr(rng.normal(size=(n, 2)) + 1)[0]
+    firsts = [t[:, 0], 0.8 * t[:, 0] + 0.6 * t[:, 1]]
+    shares, found = (0.9, 0.6), []
+    for _ in range(400):
+        spaces, measured = [], []
+        for first, share_of, place in zip(firsts, shares, (0, 1), strict=True):
+            A, B = (np.linalg.qr(rng.normal(size=(m, k)))[0] for _ in range(2))
+            others = np.linalg.svd(np.array(firsts), full_matrices=True)[2][2 + place]  # of neither first vector
+            h = share_of**0.5 * np.kron(A, first[:, None]) + (1 - share_of) ** 0.5 * np.kron(B, others[:, None])
+            spaces.append(torch.from_numpy(h))
+            on_first = torch.from_numpy(first[:, None].copy())
+            measured.append(float(correspondence(spaces[-1], torch.eye(m).double(), on_first)[0].mean()))
+        assert measured == pytest.approx(shares)
+        found.append(overlap(*spaces))
+    law = overlap_of_uncorrelated(np.array([[1, 0.64], [0.64, 1]]), np.array(shares), k, m)[0, 1]
+    assert abs(np.mean(found) - law) < 4 * np.std(found) / 20
+    assert np.std(found) / 20 < 0.02 * law

@@ -91,6 +91,7 @@ def test_overlaps_in_a_layer_of_several_ensembles():
     found = overlaps_in_layer(cases, "fc1", 20, 1.5)
     assert {name: tuple(part.shape) for name, part in found.items()} == {
         "pairs": (3, 3, 10), "tau": (3, 7), "gamma": (3, 400), "first": (3, 400), "kronecker": (3, 7),
+        "outputs": (3, 3, 7), "effective": (3,), "on_first": (3, 10),
     }  # fmt: skip
     together = cases[0].overlaps(20, 1.5)["fc1"]
     for name, part in together.items():
@@ -99,6 +100,11 @@ def test_overlaps_in_a_layer_of_several_ensembles():
     H, t = cases[1].hessian(0, "fc1", 20), found["first"][2]
     assert float(t @ H.autocorrelation @ t) == pytest.approx(float(found["gamma"][2, 0]))
     true, (_, product) = cases[1].eigenpairs(0, "fc1", 20, 10).vectors[:, :4], H.kronecker_eigenpairs(4)
+    h = cases[1].eigenpairs(0, "fc1", 20, 10).vectors
+    expected = (h[:, 4].view(7, 400) @ t).square().sum()
+    assert float(found["on_first"][2, 4]) == pytest.approx(float(expected), abs=1e-4)
+    bases = [cases[0].hessian(k, "fc1", 20).output_basis[1][:, :2] for k in range(2)]
+    assert float(found["outputs"][0, 1, 1]) == pytest.approx(overlap(*bases), abs=1e-4)
     assert float(found["kronecker"][2, 3]) == pytest.approx(overlap(true, product), abs=1e-4)
 
 
@@ -130,6 +136,53 @@ def test_schemes_have_networks_of_their_own(trainings):
         dissected("F-5", "MNIST", members=1, scheme="fast", **TINY)
     with pytest.raises(ValueError, match="unknown data set 'CIFAR-10-S'"):
         dissected("F-5", "CIFAR-10-S", members=1, **TINY)
+
+
+def test_no_number_of_samples_is_all_of_them():
+    case = dissected("F-6-5", "MNIST", members=3, **TINY)
+    for found in (case.hessian(0, "fc2", 0), case.hessian(0, "fc2", 60)):
+        assert len(found.X) == 60
+    assert torch.equal(case.eigenpairs(1, "fc2", 0, 3).vectors, case.eigenpairs(1, "fc2", 60, 3).vectors)
+    with pytest.raises(ValueError, match="at least 1, or 0 for all"):
+        case.hessian(0, "fc2", -1)
+
+
+def test_effective_samples_stand_beside_every_hessian():
+    case = dissected("F-6-5", "MNIST", members=3, **TINY)
+    H = case.hessian(2, "fc2", 0)
+    expected = H.effective_samples
+    assert 1 < expected < 60
+    assert float(case.eigenpairs(2, "fc2", 0, 3).effective) == pytest.approx(expected, rel=1e-5)
+    assert float(case.overlaps(0, 1.0)["fc2"]["effective"][2]) == pytest.approx(expected, rel=1e-5)
+    assert float(overlaps_in_layer([case], "fc2", 0, 1.0)["effective"][2]) == pytest.approx(expected, rel=1e-5)
+    # Of all parameters: the trace of every sample's Gauss-Newton matrix, by the Jacobian of its logits.
+    network, traces = case.network(0).double(), []
+    for x in case.X.double():
+        logits = network(x[None])[0]
+        rows = []
+        for logit in logits:
+            grads = torch.autograd.grad(logit, list(network.parameters()), retain_graph=True)
+            rows.append(torch.cat([part.flatten() for part in grads]))
+        J, p = torch.stack(rows), logits.detach().softmax(0)
+        traces.append(float(torch.trace(J.T @ (torch.diag(p) - torch.outer(p, p)) @ J)))
+    w = torch.tensor(traces)
+    full = float(case.full_eigenpairs(0, 0, 2)["effective"])
+    assert full == pytest.approx(float(w.sum() ** 2 / w.square().sum()), rel=1e-4)
+
+
+def test_epochs_on_the_way_by_which_a_claim_can_be_decided():
+    case = dissected("LeNet5-(fc1-7)", "CIFAR-10", members=1, epochs=8, samples=20, seed=3)
+    assert case.ensemble.epochs.tolist() == [0, 1, 2, 5, 8]
+    assert case.checkpoints == [1, 2, 8]
+    assert not torch.equal(case.eigenpairs(0, "fc1", 0, 2, epoch=1).values, case.eigenpairs(0, "fc1", 0, 2).values)
+    assert dissected("F-5", "MNIST", members=1, **TINY).checkpoints == [1]
+    assert dissected("F-5", "MNIST", members=1, epochs=0, samples=60, seed=3).checkpoints == [0]
+
+
+def test_layers_of_a_large_network_are_taken_in_groups_that_fit():
+    sizes = {"a": 3, "b": 4, "c": 9, "d": 20, "e": 1}
+    assert trained._within_memory(sizes, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert trained._within_memory(sizes, 100) == [list(sizes)]
 
 
 def test_a_trained_network_is_found_again_at_every_kept_epoch():

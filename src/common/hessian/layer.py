@@ -34,6 +34,13 @@ BLOCK = 8
 Factored = TypeVar("Factored", bound="_Factored")
 
 
+def effective_number(weights: Float[Tensor, " N"]) -> float:
+    """(Σw)²/Σw² of weights that are not negative: N if all are equal, 1 if one alone is not 0, 0 if all are 0."""
+    w = weights.double()
+    squares = float(w.square().sum())
+    return float(w.sum()) ** 2 / squares if squares else 0.0
+
+
 class _Factored(SymmetricOperator):
     """What the Hessians of both kinds of layers share: Kronecker eigenpairs, and true ones started from them."""
 
@@ -46,6 +53,14 @@ class _Factored(SymmetricOperator):
     def input_basis(self) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
         """Eigenvalues γ of E[xxᵀ], descending, and eigenvectors."""
         return descending_eigh(self.autocorrelation)
+
+    @cached_property
+    def effective_samples(self) -> float:
+        """(Σw)²/Σw² of :meth:`sample_traces`: as many samples of equal weight would make a matrix as little noisy.
+
+        A network that knows its labels has it far below N; 0 for a matrix of zeros.
+        """
+        return effective_number(self.sample_traces())
 
     def kronecker_places(self, k: SupportsIndex) -> tuple[Float[Tensor, " k"], Tensor, Tensor]:
         """The k largest eigenvalues τ_i γ_j of E[M] ⊗ E[xxᵀ], (3), and their i and j, from 0."""
@@ -120,6 +135,10 @@ class LayerGaussNewton(_Factored):
             out.addmm_(X.T, (B @ (B.mT @ images)).view(len(X), m * k))
         return out.view(n, m, k).transpose(0, 1).reshape(m * n, k) / N
 
+    def sample_traces(self) -> Float[Tensor, " N"]:
+        """tr(M) ‖x‖² of every sample, the trace of its part."""
+        return self.B.square().sum((1, 2)).double() * self.X.square().sum(1).double()
+
     @cached_property
     def output_hessian(self) -> Float[Tensor, "m m"]:
         """E[M]."""
@@ -167,6 +186,10 @@ class WeightSharingGaussNewton(_Factored):
 
     def __post_init__(self):
         super().__init__(self.J.shape[2], self.J.dtype, self.J.device)
+
+    def sample_traces(self) -> Float[Tensor, " N"]:
+        """‖J‖²_F of every sample, the trace of its part; tr(M) ‖x‖² if there is one position."""
+        return torch.linalg.vector_norm(self.J, dim=(1, 2)).double().square()
 
     def _product(self, V: Float[Tensor, "mn k"]) -> Float[Tensor, "mn k"]:
         """4 N r m n k floating-point operations."""
@@ -355,15 +378,25 @@ def _part(module: nn.Module, calls: Sequence[Call], factors: Sequence[Tensor]) -
 
 
 def _joined(
-    parts: Sequence[tuple[Tensor, ...]], samples: int, exact: bool
+    parts: list[tuple[Tensor, ...]], samples: int, exact: bool
 ) -> LayerGaussNewton | WeightSharingGaussNewton:  # fmt: skip
-    """The matrix of a layer from what all batches have for it."""
-    columns = list(zip(*parts, strict=True))
-    if len(columns) == 2:
-        return (LayerHessian if exact else LayerGaussNewton)(*(torch.cat(column) for column in columns))
-    J, M, C, mean = torch.cat(columns[0]), *(sum(column) / samples for column in columns[1:])
+    """The matrix of a layer from what all batches have for it; the list is emptied, so that nothing is held twice."""
+    once = len(parts[0]) == 2
+    gathered = [part.new_empty((samples, *part.shape[1:])) for part in parts[0][: 2 if once else 1]]
+    sums: list[Tensor | int] = [0] * (len(parts[0]) - len(gathered))
+    start = 0
+    while parts:
+        part = parts.pop(0)
+        for whole, some in zip(gathered, part, strict=False):
+            whole[start : start + len(some)] = some
+        sums = [total + some for total, some in zip(sums, part[len(gathered) :], strict=True)]
+        start += len(part[0])
+    if once:
+        return (LayerHessian if exact else LayerGaussNewton)(*gathered)
+    M, C, mean = (total / samples for total in sums)
     first = torch.linalg.svd(mean, full_matrices=False).U[:, 0]
-    return (WeightSharingHessian if exact else WeightSharingGaussNewton)(J, M, C, first * first.sum().sign())
+    kind = WeightSharingHessian if exact else WeightSharingGaussNewton
+    return kind(gathered[0], M, C, first * first.sum().sign())
 
 
 def _positions(module: nn.Module, call: Call, B: Tensor) -> tuple[Float[Tensor, "N P n"], Float[Tensor, "N P m r"]]:

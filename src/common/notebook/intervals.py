@@ -87,6 +87,15 @@ def spread(values: ArrayLike, step: float = 0.0) -> Estimate:
     return Estimate(float(values[0]), (float(values.min() - step / 2), float(values.max() + step / 2)))
 
 
+def mean_on_grid(samples: ArrayLike, step: float, confidence: float = 0.95) -> Estimate:
+    """:func:`mean_interval` of values on a grid such as counts, wider by half a step at either end.
+
+    Where all samples fall on one point of the grid, it still has the width that the grid leaves open.
+    """
+    value, (low, high) = mean_interval(samples, confidence)
+    return Estimate(value, (low - step / 2, high + step / 2))
+
+
 def bootstrap(
     statistic: Callable[[np.ndarray], float], samples: ArrayLike, *, seed: int, resamples: int = 2000,
     confidence: float = 0.95,

@@ -80,6 +80,24 @@ def dominance_of_mean(H: LayerHessian | WeightSharingHessian) -> tuple[float, fl
     return float(vectors[:, 0] @ H.mean_input) ** 2, ratio
 
 
+def mean_over_covariance(H: LayerHessian) -> tuple[float, float]:
+    """λ₁/λ₂ of E[xxᵀ] and ‖E[x]E[x]ᵀ‖/‖Σ‖, Σ the covariance: the two sides of (264), App F.1, without its −1.
+
+    The first is never below the second: λ₁ ≥ ‖E[x]E[x]ᵀ‖ as Σ is positive semidefinite, and λ₂ ≤ ‖Σ‖ by Weyl, as
+    E[x]E[x]ᵀ has no second eigenvalue. In double precision.
+
+    Parameters
+    ----------
+    H
+        Of a layer at one position, fully connected.
+    """
+    X = H.X.double()
+    mean = X.mean(0)
+    covariance = (X - mean).T @ (X - mean) / len(X)
+    values = torch.linalg.eigvalsh(covariance + torch.outer(mean, mean))
+    return float(values[-1] / values[-2]), float(mean @ mean / torch.linalg.eigvalsh(covariance)[-1])
+
+
 def kronecker_correspondence(
     H: LayerHessian | WeightSharingHessian, k: int
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "m k"]]:
@@ -144,6 +162,25 @@ def linear_range(
     return (tau * gamma[:, :1] > tau[:, :1] * gamma[:, 1:2]).sum(1)
 
 
+def overlap_of_uncorrelated(
+    squares: Float[np.ndarray, "E E"], shares: Float[np.ndarray, " E"], k: int, m: int
+) -> Float[np.ndarray, "E E"]:  # fmt: skip
+    """s⁽¹⁾s⁽²⁾ (k/m) (t₁⁽¹⁾·t₁⁽²⁾)²: the law of Theorem G.1 where Kronecker's approximation is not accurate.
+
+    The part of a top k eigenspace in R^m ⊗ t₁ is A ⊗ t₁ with ‖A‖²_F = k s. Of two such A that are uncorrelated, as
+    those of networks whose neurons can be permuted, ‖A⁽¹⁾ᵀA⁽²⁾‖²_F is k² s⁽¹⁾s⁽²⁾/m in the mean. What lies outside
+    counts as 0.
+
+    Parameters
+    ----------
+    squares
+        (t₁ · t₁)² of every two of E models.
+    shares
+        s of each, the mean of ‖Mat(h_j) t₁‖², (265), over j ≤ k.
+    """
+    return shares[:, None] * shares[None] * squares * k / m
+
+
 def pseudovalues(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "E *more"]:
     """Jackknife of the mean over pairs of E models: the mean of what is returned is that mean.
 
@@ -161,6 +198,24 @@ def pseudovalues(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "E 
     of_model = np.nansum(pairs, 1)
     total = of_model.sum(0) / 2
     return 2 / (E - 1) * total - (E - 1) * (total - of_model) * 2 / ((E - 1) * (E - 2))
+
+
+def ratio_pseudovalues(above: Float[np.ndarray, "E E"], below: Float[np.ndarray, "E E"]) -> Float[np.ndarray, " E"]:
+    """Jackknife of the ratio of two means over pairs of E models, as :func:`pseudovalues` of one mean.
+
+    The error of the denominator is in it, and what both have in common falls out.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three models.
+    """
+    E = len(above)
+    if E < 3:
+        raise ValueError(f"leaving one of the models out needs at least 3, got {E}")
+    (of_above, whole_above), (of_below, whole_below) = ((np.nansum(a, 1), np.nansum(a) / 2) for a in (above, below))
+    without = (whole_above - of_above) / (whole_below - of_below)
+    return E * whole_above / whole_below - (E - 1) * without
 
 
 def peaks(pairs: Float[np.ndarray, "E E K"]) -> list[int]:

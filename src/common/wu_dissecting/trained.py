@@ -12,9 +12,16 @@ from common.cache import cached
 from common.data import DataSource, images
 from common.devices import default_device, side_by_side
 from common.hessian.block_lanczos import Eigenpairs, top_eigenpairs
-from common.hessian.layer import BLOCK, LayerHessian, WeightSharingHessian, layer_hessian, layer_hessians
+from common.hessian.layer import (
+    BLOCK,
+    LayerHessian,
+    WeightSharingHessian,
+    effective_number,
+    layer_hessian,
+    layer_hessians,
+)
 from common.hessian.operators import FullHessian
-from common.wu_dissecting.eigenspaces import nested_overlaps, pairwise_overlaps
+from common.wu_dissecting.eigenspaces import correspondence, nested_overlaps, pairwise_overlaps
 from common.wu_dissecting.networks import classifier, layer_names
 from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
 from common.wu_dissecting.training import Ensemble, Scheme, trained_ensemble
@@ -25,6 +32,8 @@ SCHEMES = {"default": Scheme(), "slow": Scheme(lr=0.001), "momentum": Scheme(mom
 RANDOM = "-R"
 #: Epochs after which networks are kept, besides the last, by how their names begin.
 KEPT = {"LeNet5": (0, 1, 2, 5, 10, 20, 50, 100, 200, 500), "F-200^2": (50, 100, 250, 500)}
+#: Entries of all factors of Hessians that are held at once for one network, 1 GiB in single precision.
+TOGETHER = 2**28
 #: A network counts as fitted with more than this share of its training labels right.
 FITTED = 0.99
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
@@ -39,12 +48,49 @@ def _network(name: str, classes: int, shape: Sequence[int], state: State) -> nn.
     return network.to(default_device()).eval()
 
 
+@dataclass(frozen=True)
+class LayerEigenpairs(Eigenpairs):
+    """Eigenpairs of a layer's Hessian, over how many samples it is, and what Kronecker's product has of it.
+
+    Attributes
+    ----------
+    effective
+        (1,) n_eff of the Hessian, :attr:`~common.hessian.layer.LayerHessian.effective_samples`.
+    tau, gamma
+        (m,) and (n,) eigenvalues of E[M] and E[xxᵀ], descending.
+    output_vectors
+        (m, m) eigenvectors of E[M], in this order.
+    first
+        (n,) the t₁ of Theorem G.1: first eigenvector of E[xxᵀ].
+    on_first
+        (k,) how much of every eigenvector lies on v₁ = t₁, (265).
+    kronecker
+        (min(k, m),) overlaps of the first 1, 2, ... eigenvectors with those of E[M] ⊗ E[xxᵀ].
+    """
+
+    effective: Float[Tensor, "1"]
+    tau: Float[Tensor, " m"]
+    gamma: Float[Tensor, " n"]
+    output_vectors: Float[Tensor, "m m"]
+    first: Float[Tensor, " n"]
+    on_first: Float[Tensor, " k"]
+    kronecker: Float[Tensor, " l"]
+
+
 def layer_eigenpairs(
     name: str, classes: int, state: State, X: Tensor, layer: str, k: int, tolerance: float
-) -> Eigenpairs:
+) -> LayerEigenpairs:
     """The k largest eigenpairs of a layer's Hessian over the samples X."""
     network = _network(name, classes, X.shape[1:], state)
-    return layer_hessian(network, layer, X.to(default_device())).top_eigenpairs(k, tolerance=tolerance)
+    H = layer_hessian(network, layer, X.to(default_device()))
+    found = H.top_eigenpairs(k, tolerance=tolerance)
+    few, first = min(k, len(H.output_hessian)), H.input_basis[1][:, :1]
+    return LayerEigenpairs(
+        **vars(found), effective=torch.tensor([H.effective_samples]), tau=H.output_basis[0],
+        gamma=H.input_basis[0], output_vectors=H.output_basis[1], first=first[:, 0].contiguous(),
+        on_first=correspondence(found.vectors, H.output_basis[1], first)[0][0],
+        kronecker=nested_overlaps(found.vectors[:, :few], H.kronecker_eigenpairs(few)[1]),
+    )  # fmt: skip
 
 
 def full_eigenpairs(
@@ -60,29 +106,57 @@ def full_eigenpairs(
         "true": found.values, "approximated": approximation.values,
         "overlap": nested_overlaps(found.vectors, approximation.basis),
         "first_term": gauss_newton_forms(layers, found.vectors),
+        "effective": torch.tensor([effective_number(sum(_traces_with_bias(H) for H in layers))]),
     }  # fmt: skip
+
+
+def _traces_with_bias(H: LayerHessian) -> Float[Tensor, " N"]:
+    """tr(M) (‖x‖² + 1) of every sample: the trace of its part of the Gauss-Newton matrix by weights and biases."""
+    return H.sample_traces() + H.B.square().sum((1, 2)).double()
 
 
 def overlaps_of_layers(
     name: str, classes: int, states: Sequence[State], X: Tensor, shown: float, tolerance: float
 ) -> dict[str, Tensor]:
     """What :meth:`Dissected.overlaps` says, with the layer before each name."""
-    layers, device = layer_names(classifier(name, X.shape[1:], classes)), default_device()
+    reference, device = classifier(name, X.shape[1:], classes), default_device()
+    layers = layer_names(reference)
+    groups = _within_memory(
+        {layer: len(X) * classes * reference.get_submodule(layer).weight.numel() for layer in layers}
+    )
 
-    def measure(state: State) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        found, hessians = {}, layer_hessians(_network(name, classes, X.shape[1:], state), layers, X.to(device))
-        for layer in layers:
-            H = hessians.pop(layer)
-            k = min(round(shown * len(H.output_hessian)), H.shape[0])
-            found[layer] = H.top_eigenpairs(k, tolerance=tolerance).vectors, H.output_basis[0], H.input_basis[0]
+    def measure(state: State) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        found, network = {}, _network(name, classes, X.shape[1:], state)
+        for group in groups:
+            hessians = layer_hessians(network, group, X.to(device))
+            for layer in group:
+                H = hessians.pop(layer)
+                k = min(round(shown * len(H.output_hessian)), H.shape[0])
+                basis = H.top_eigenpairs(k, tolerance=tolerance).vectors
+                effective = torch.tensor(H.effective_samples)
+                found[layer] = basis, H.output_basis[0], H.input_basis[0], effective
         return found
 
     measured, result = side_by_side(measure, states), {}
     for layer in layers:
-        bases, tau, gamma = zip(*(one[layer] for one in measured), strict=True)
+        bases, *rest = zip(*(one[layer] for one in measured), strict=True)
         result[f"{layer}:pairs"] = torch.from_numpy(pairwise_overlaps(bases))
-        result |= {f"{layer}:tau": torch.stack(tau), f"{layer}:gamma": torch.stack(gamma)}
+        stacked = zip(("tau", "gamma", "effective"), rest, strict=True)
+        result |= {f"{layer}:{part}": torch.stack(values) for part, values in stacked}
     return result
+
+
+def _within_memory(sizes: Mapping[str, int], most: int = TOGETHER) -> list[list[str]]:
+    """Names in their order, in groups whose sizes add up to no more than ``most``, or of one name."""
+    groups: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if size > room:
+            groups.append([])
+            room = most
+        groups[-1].append(name)
+        room -= size
+    return groups
 
 
 @dataclass(frozen=True)
@@ -135,15 +209,23 @@ class Dissected:
         network.load_state_dict(self.ensemble.state(member, epoch))
         return network.eval()
 
+    @property
+    def checkpoints(self) -> list[int]:
+        """The kept epochs s₁ ≤ t/4, s₂ ≤ t/2 and t, the latest that there are; t alone where there are none."""
+        *kept, last = self.ensemble.epochs.tolist()
+        middle = max((epoch for epoch in kept if 0 < epoch <= last / 2), default=0)
+        early = max((epoch for epoch in kept if 0 < epoch <= last / 4 and epoch < middle), default=0)
+        return [early, middle, last] if early else [last]
+
     def hessian(
         self, member: int, layer: str, samples: int, epoch: int | None = None
     ) -> LayerHessian | WeightSharingHessian:
-        """Hessian of one layer of one network on the first ``samples`` training samples.
+        """Hessian of one layer of one network on the first ``samples`` training samples, on all of them if it is 0.
 
         Raises
         ------
         ValueError
-            If ``samples`` is below 1, or as :func:`~common.hessian.layer.layer_hessian`.
+            If ``samples`` is negative, or as :func:`~common.hessian.layer.layer_hessian`.
         """
         return self.hessians(member, [layer], samples, epoch)[layer]
 
@@ -156,22 +238,26 @@ class Dissected:
         return {layer: H.to("cpu") for layer, H in found.items()}
 
     def _first(self, samples: int) -> slice:
-        """The first training samples, at most all of them."""
-        if samples < 1:
-            raise ValueError(f"the number of samples must be at least 1, got {samples}")
-        return slice(samples)
+        """The first training samples, at most all of them; all for 0."""
+        if samples < 0:
+            raise ValueError(f"the number of samples must be at least 1, or 0 for all, got {samples}")
+        return slice(samples or None)
 
-    def _key(self, member: int, samples: int) -> dict[str, object]:
-        state = self.ensemble.state(member)
+    def _key(self, member: int, samples: int, epoch: int | None = None) -> dict[str, object]:
+        state = self.ensemble.state(member, epoch)
         return {"name": self.name, "classes": self.classes, "state": state, "X": self.X[self._first(samples)]}
 
-    def eigenpairs(self, member: int, layer: str, samples: int, k: int, tolerance: float = 1e-4) -> Eigenpairs:
+    def eigenpairs(
+        self, member: int, layer: str, samples: int, k: int, tolerance: float = 1e-4, epoch: int | None = None
+    ) -> LayerEigenpairs:
         """The k largest of :meth:`hessian`, at most all of them, from a file if they were computed before."""
         k = min(k, self.network(member).get_submodule(layer).weight.numel())
-        key = self._key(member, samples) | {"layer": layer, "k": k, "tolerance": tolerance}
-        return Eigenpairs(**cached(layer_eigenpairs, key))
+        key = self._key(member, samples, epoch) | {"layer": layer, "k": k, "tolerance": tolerance}
+        return LayerEigenpairs(**cached(layer_eigenpairs, key))
 
-    def full_eigenpairs(self, member: int, samples: int, k: int, tolerance: float = 1e-3) -> dict[str, Tensor]:
+    def full_eigenpairs(
+        self, member: int, samples: int, k: int, tolerance: float = 1e-3, epoch: int | None = None
+    ) -> dict[str, Tensor]:
         """Eigenpairs of the full Hessian beside those of App C, for a fully connected network, kept in a file.
 
         Returns
@@ -179,39 +265,49 @@ class Dissected:
         dict
             ``true`` and ``approximated`` eigenvalues, ``overlap`` of the first 1, ..., k vectors of both, and the
             ``first_term`` of (251) along the true ones, (k,) each; k is at most the number of all outputs.
+            ``effective`` (1,), n_eff of the Gauss-Newton matrix by all parameters.
         """
         network = self.network(member)
         outputs = sum(len(network.get_submodule(layer).weight) for layer in self.layers)
-        key = self._key(member, samples) | {
+        key = self._key(member, samples, epoch) | {
             "y": self.y[self._first(samples)],
             "k": min(k, outputs),
             "tolerance": tolerance,
         }
         return cached(full_eigenpairs, key)
 
-    def overlaps(self, samples: int, shown: float, tolerance: float = 1e-4) -> dict[str, dict[str, Tensor]]:
+    def overlaps(
+        self, samples: int, shown: float, tolerance: float = 1e-4, epoch: int | None = None
+    ) -> dict[str, dict[str, Tensor]]:
         """Overlaps of all pairs of networks in every layer, and the eigenvalues of its factors, kept in a file.
 
         Bases of large layers take much more room than what is wanted of them, and are not kept.
 
         Parameters
         ----------
+        samples
+            The first so many, 0 for all.
         shown
             Largest k in units of m.
+        epoch
+            After which; the last by default.
 
         Returns
         -------
         dict
             Of every layer ``pairs`` (E, E, k), :func:`~common.wu_dissecting.eigenspaces.pairwise_overlaps`; ``tau``
-            (E, m) and ``gamma`` (E, n), eigenvalues of E[M] and E[xxᵀ], descending.
+            (E, m) and ``gamma`` (E, n), eigenvalues of E[M] and E[xxᵀ], descending; ``effective`` (E,), n_eff.
         """
-        states = [self.ensemble.state(member) for member in range(self.members)]
+        states = [self.ensemble.state(member, epoch) for member in range(self.members)]
         key = {"name": self.name, "classes": self.classes, "states": states, "X": self.X[self._first(samples)]}
         kept = cached(overlaps_of_layers, key | {"shown": shown, "tolerance": tolerance})
-        return {layer: {part: kept[f"{layer}:{part}"] for part in ("pairs", "tau", "gamma")} for layer in self.layers}
+        parts = "pairs", "tau", "gamma", "effective"
+        return {layer: {part: kept[f"{layer}:{part}"] for part in parts} for layer in self.layers}
 
 
-def overlaps_in_layer(cases: Sequence[Dissected], layer: str, samples: int, shown: float) -> dict[str, Tensor]:
+def overlaps_in_layer(
+    cases: Sequence[Dissected], layer: str, samples: int, shown: float, epoch: int | None = None
+) -> dict[str, Tensor]:
     """Overlaps of all pairs of the networks of several ensembles in one layer, and what Kronecker's product has of it.
 
     Eigenpairs are kept in files, by network.
@@ -221,28 +317,29 @@ def overlaps_in_layer(cases: Sequence[Dissected], layer: str, samples: int, show
     cases
         Of equal networks.
     samples
-        Training samples that the Hessians are over.
+        Training samples that the Hessians are over, 0 for all.
     shown
         Largest k in units of m.
+    epoch
+        After which; the last by default.
 
     Returns
     -------
     dict
         Of E networks ``pairs``, ``tau`` and ``gamma`` as in :meth:`Dissected.overlaps`; ``first`` (E, n), the t₁ of
         Theorem G.1: first eigenvectors of E[xxᵀ]; ``kronecker`` (E, m), overlaps of the first 1, ..., m eigenvectors
-        with those of E[M] ⊗ E[xxᵀ].
+        with those of E[M] ⊗ E[xxᵀ]; ``on_first`` (E, k), how much of every eigenvector lies on t₁, (265);
+        ``outputs`` (E, E, m), overlaps of the top eigenspaces of E[M] alone, as ``pairs``;
+        ``effective`` (E,), n_eff.
     """
-    bases: list[Tensor] = []
-    found: dict[str, list[Tensor]] = {name: [] for name in ("tau", "gamma", "first", "kronecker")}
-    for case, member in [(one, member) for one in cases for member in range(one.members)]:
-        H = case.hessian(member, layer, samples)
-        m = len(H.output_hessian)
-        bases.append(case.eigenpairs(member, layer, samples, round(shown * m)).vectors)
-        found["tau"].append(H.output_basis[0])
-        found["gamma"].append(H.input_basis[0])
-        found["first"].append(H.input_basis[1][:, 0])
-        found["kronecker"].append(nested_overlaps(bases[-1][:, :m], H.kronecker_eigenpairs(m)[1]))
-    return {"pairs": torch.from_numpy(pairwise_overlaps(bases))} | {name: torch.stack(p) for name, p in found.items()}
+    networks = [(case, member) for case in cases for member in range(case.members)]
+    m = len(cases[0].network(0).get_submodule(layer).weight)
+    every = [case.eigenpairs(member, layer, samples, round(shown * m), epoch=epoch) for case, member in networks]
+    found = {part: [getattr(one, part) for one in every] for part in ("tau", "gamma", "first", "on_first", "kronecker")}
+    found["effective"] = [one.effective[0] for one in every]
+    pairs = {"pairs": [one.vectors for one in every], "outputs": [one.output_vectors for one in every]}
+    overlaps = {name: torch.from_numpy(pairwise_overlaps(bases)) for name, bases in pairs.items()}
+    return overlaps | {name: torch.stack(parts) for name, parts in found.items()}
 
 
 @dataclass(frozen=True)
