@@ -103,9 +103,9 @@ def test_single_gradients_are_those_of_the_output():
 
 @pytest.mark.parametrize(("n", "L", "c"), [(3, 2, 2.0), (8, 3, 1.0), (16, 5, 2.0), (16, 4, 0.5)])
 def test_the_mean_squared_gradient_is_exact_at_any_width(n, L, c):
-    squares = single_gradients([n], [L], networks=3000, seed=1, scale=c)[:, 0, 0] / expected_gradient(n, L, c)
+    squares = single_gradients([n], [L], networks=800, seed=1, scale=c)[:, 0, 0] / expected_gradient(n, L, c)
     assert squares.mean() == pytest.approx(1, abs=4 * squares.std() / len(squares) ** 0.5)
-    assert squares.std() / len(squares) ** 0.5 < 0.05
+    assert squares.std() / len(squares) ** 0.5 < 0.1
 
 
 def test_held_deviations_change_the_gradient_and_not_the_values():

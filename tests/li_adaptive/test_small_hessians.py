@@ -116,9 +116,9 @@ def test_samples_beyond_the_margin_are_taken_where_asked_for():
 
 def test_a_dead_layer_is_a_local_minimum_of_risk_one():
     x, y, generator = problem()
-    found = around_a_dead_layer([4, 8, 8], x, y, radius=1e-3, points=20, generator=generator)
+    found = around_a_dead_layer([4, 16, 8], x, y, radius=1e-3, points=20, generator=generator)
     assert (found.risk == 1).all() and (found.gradient == 0).all() and found.hessian == 0
-    wide = around_a_dead_layer([4, 8, 8], x, y, radius=1e-9, points=1, generator=generator)
+    wide = around_a_dead_layer([4, 16, 8], x, y, radius=1e-9, points=1, generator=generator)
     assert wide.risk.shape == (1,)
     with pytest.raises(ValueError, match="two hidden layers"):
         around_a_dead_layer([4, 8], x, y, radius=1e-3, points=2, generator=generator)
