@@ -180,7 +180,7 @@ def batch_norm_gradient(widths: Sequence[int], x: Float[Tensor, "N d"], seed: in
             setattr(network, name, kind(eps=0.0))
         S = a @ network(x)
         parts = torch.autograd.grad(S, weights)
-        euler = [float((w * g).sum() / S) for w, g in zip(weights[:-1], parts[:-1], strict=True)]
+        euler = [float((w.detach() * g).sum() / S.detach()) for w, g in zip(weights[:-1], parts[:-1], strict=True)]
         found.append((np.array(euler), torch.cat([g.flatten() for g in parts])))
     (true, gradient), (held, other) = found
     return BatchNormGradient(true, held, float((other - gradient).norm() / gradient.norm()))

@@ -141,7 +141,7 @@ def around_a_dead_layer(
         vector_to_parameters(centre + radius * shift, network.parameters())
         risk = loss(network(x), y.double())
         parts = torch.autograd.grad(risk, list(network.parameters()), materialize_grads=True)
-        risks.append(float(risk))
+        risks.append(float(risk.detach()))
         gradients.append(max(float(part.abs().max()) for part in parts))
     return Neighbourhood(np.array(risks), np.array(gradients), float(H.abs().max()))
 
