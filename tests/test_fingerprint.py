@@ -166,10 +166,11 @@ KEEPING = {
     "li_adaptive/fig01_landscape": {
         "lenet_epochs": 1, "lenet_samples": 64, "lenet_keep": [0, 1], "vgg_epochs": 1, "vgg_samples": 64,
         "vgg_keep": [0, 1], "iterations": 4, "starts": 1, "edges": 1, "small_widths": [4], "small_networks": 2,
+        "lenet_steps": [0, 1], "lenet_networks": 1, "vgg_networks": 1,
     },
     "li_adaptive/fig03_normalization": {
-        "layers": [6], "factors": [1.0], "seeds": 2, "steps": 2, "small_steps": 2, "samples": 64,
-        "hessian_samples": 4, "iterations": 4, "starts": 1,
+        "layers": [6], "networks": 2, "few_networks": 2, "steps": 4, "small_steps": 22, "samples": 64,
+        "hessian_samples": 4, "iterations": 4,
     },
     "wu_dissecting/fig02_kronecker": {
         "epochs": 1, "samples": 128, "hessian_samples": 64, "deeper_epochs": 1, "deeper_samples": 128,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from common.li_adaptive.cumulant_null import expected_null_count
+from common.li_adaptive.cumulant_null import expected_null_count, mean_tail
 from common.li_adaptive.cumulants import count_cumulants
 
 
@@ -47,3 +47,13 @@ def test_counts_of_many_variables_do_not_overflow_and_others_are_refused():
             expected_null_count(
                 **{"order": 2, "variables": 5, "n": 9, "threshold": 0.4, "convention": "pearson"} | change
             )
+
+
+def test_tail_probabilities_of_a_mean_are_those_of_the_normal_law():
+    counts = np.random.default_rng(0).normal(10, 3, 4000)
+    for deviations in (0.5, -1.96):
+        printed = counts.mean() + deviations * counts.std() / 5**0.5
+        found = mean_tail(counts, printed, members=5, seed=1, draws=20_000)
+        assert found.value == pytest.approx(2 * stats.norm.sf(abs(deviations)), rel=0.15)
+        assert found.interval[0] <= found.value <= found.interval[1]
+    assert mean_tail(counts, 1e3, members=5, seed=1).interval[1] < 0.05

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.li_adaptive.cumulants import correlation_matrix, count_cumulants, cumulant_values, normalized
+from common.li_adaptive.cumulants import (
+    correlation_matrix,
+    count_cumulants,
+    cumulant_values,
+    normalized,
+    smaller_submatrices,
+)
 from common.li_adaptive.hessian_samples import hessian_samples
 from common.li_adaptive.hinge_hessian import formed_hessian
 from common.li_adaptive.networks import initialize, perceptron
@@ -144,3 +150,19 @@ def test_whole_numbers_have_correlations_that_are_none():
 
 def test_a_single_entry_has_no_exponent():
     assert np.isnan(count_cumulants(torch.randn(9, 1), 3, 0.4).exponent)
+
+
+def test_smaller_submatrices_keep_the_share_and_not_the_exponent():
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(100, 1, generator=generator)
+    strong = torch.rand(30 * 30, generator=generator) < 0.4  # these entries are correlated, the others are not
+    samples = torch.randn(100, 900, generator=generator) + 3 * common * strong
+    large = count_cumulants(samples, 2, 0.5)
+    parts = [count_cumulants(s, 2, 0.5) for s in smaller_submatrices(samples, 10, 40, seed=1)]
+    assert all(part.variables == 100 for part in parts)
+    assert sum(p.fraction for p in parts) / len(parts) == pytest.approx(large.fraction, rel=0.1)
+    assert sum(p.exponent for p in parts) / len(parts) < large.exponent - 0.1
+    with pytest.raises(ValueError, match="of a square one"):
+        smaller_submatrices(samples[:, :-1], 10, 1, seed=0)
+    whole = smaller_submatrices(samples, 30, 1, seed=0)[0]
+    torch.testing.assert_close(whole.sort(1).values, samples.sort(1).values)

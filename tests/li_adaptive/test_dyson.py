@@ -11,6 +11,7 @@ from common.li_adaptive.dyson import (
     distance,
     excess_kurtosis,
     mean_share,
+    outside_remark_d4,
     smoothed_density,
 )
 
@@ -151,3 +152,23 @@ def test_what_has_no_density_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_the_share_of_a_mean_of_zero_is_zero_on_average():
+    rng = np.random.default_rng(5)
+    G = rng.standard_normal((400, 5, 6, 6))
+    found = np.array([mean_share(H + H.transpose(0, 2, 1)) for H in G])
+    assert abs(found.mean()) < 4 * found.std() / 20 < 0.02
+    assert np.isnan(mean_share(G[0, :1]))
+
+
+def test_the_bound_of_remark_d4_on_the_semicircle_and_two_centres():
+    rng, N = np.random.default_rng(6), 8
+    G = rng.standard_normal((4000, N, N))
+    W = (G + G.transpose(0, 2, 1)) / np.sqrt(2 * N)
+    A = np.diag(np.repeat([-5.0, 5.0], N // 2))
+    equation = DysonEquation.of_samples(W + A)
+    assert outside_remark_d4(equation, np.linalg.eigvalsh(W + A)) < 0.01
+    reach = 2 * np.sqrt(1 + 1 / N)  # S[1] = (1 + 1/N) 1 for such matrices
+    values = np.array([-5 - 1.1 * reach, -5 + 0.9 * reach, 0.0, 5 - 0.9 * reach, 5 + 1.1 * reach])
+    assert outside_remark_d4(equation, values) == pytest.approx(3 / 5)

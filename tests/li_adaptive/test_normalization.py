@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from common.li_adaptive.hinge_hessian import formed_hessian
-from common.li_adaptive.networks import initialize, perceptron, vgg
-from common.li_adaptive.normalization import gradient_size, single_gradients, take_steps
+from common.li_adaptive.networks import BatchStandardize, initialize, perceptron, vgg
+from common.li_adaptive.normalization import (
+    HeldDeviation,
+    batch_norm_gradient,
+    expected_gradient,
+    gradient_size,
+    single_gradients,
+    take_steps,
+)
 
 
 def network_at(c, layers):
@@ -92,3 +99,31 @@ def test_single_gradients_are_those_of_the_output():
     T = network(torch.randn(1, 8, generator=generator)).sum()
     expected = sum(float(g.square().sum()) for g in torch.autograd.grad(T, list(network.parameters())))
     assert squares[1, 1, 0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("n", "L", "c"), [(3, 2, 2.0), (8, 3, 1.0), (16, 5, 2.0), (16, 4, 0.5)])
+def test_the_mean_squared_gradient_is_exact_at_any_width(n, L, c):
+    squares = single_gradients([n], [L], networks=800, seed=1, scale=c)[:, 0, 0] / expected_gradient(n, L, c)
+    assert squares.mean() == pytest.approx(1, abs=4 * squares.std() / len(squares) ** 0.5)
+    assert squares.std() / len(squares) ** 0.5 < 0.1
+
+
+def test_held_deviations_change_the_gradient_and_not_the_values():
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    torch.testing.assert_close(HeldDeviation()(x), BatchStandardize()(x))
+    found = batch_norm_gradient([5, 6, 7], x, seed=3)
+    assert found.true.shape == (2,) and found.difference > 0.1
+    np.testing.assert_allclose(found.true, 0, atol=1e-10)
+    np.testing.assert_allclose(found.held, 1, rtol=1e-10)
+
+
+def test_no_factor_of_a_layer_changes_a_network_with_batch_norm():
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    network = perceptron([5, 6, 7], standardize=True).double()
+    initialize(network, "fan-in", torch.Generator().manual_seed(3))
+    for module in network:
+        if isinstance(module, BatchStandardize):
+            module.eps = 0.0
+    before = network(x).detach()
+    network[0].weight.data *= 3.0
+    torch.testing.assert_close(network(x).detach(), before)

@@ -6,8 +6,10 @@ import torch
 
 from common.hessian.spectral_measure import asymmetry
 from common.li_adaptive.hinge_hessian import formed_hessian
+from common.li_adaptive.networks import initialize, perceptron
 from common.li_adaptive.small_hessians import (
     FixedDropout,
+    around_a_dead_layer,
     asymmetries,
     diagonal_share,
     goe_asymmetries,
@@ -15,6 +17,7 @@ from common.li_adaptive.small_hessians import (
     layer_sizes,
     masked_convnet,
     negative_share,
+    norm_bound,
     random_hessians,
     skewness,
 )
@@ -103,3 +106,43 @@ def test_samples_and_sizes_that_do_not_fit_are_refused():
             call()
     found, _ = random_hessians([4, 5], 1, x.float(), y.float(), generator)
     assert found.dtype == torch.float64
+
+
+def test_samples_beyond_the_margin_are_taken_where_asked_for():
+    x, y, generator = problem()
+    H, _ = random_hessians([4, 5, 5], 3, 5 * x, y, generator, scale=2.0, inside=False)
+    assert H.shape == (3, 50, 50) and H.any()
+
+
+def test_a_dead_layer_is_a_local_minimum_of_risk_one():
+    x, y, generator = problem()
+    found = around_a_dead_layer([4, 16, 8], x, y, radius=1e-3, points=20, generator=generator)
+    assert (found.risk == 1).all() and (found.gradient == 0).all() and found.hessian == 0
+    wide = around_a_dead_layer([4, 16, 8], x, y, radius=1e-9, points=1, generator=generator)
+    assert wide.risk.shape == (1,)
+    with pytest.raises(ValueError, match="two hidden layers"):
+        around_a_dead_layer([4, 8], x, y, radius=1e-3, points=2, generator=generator)
+    with pytest.raises(ValueError, match="no unit of the first layer"):
+        around_a_dead_layer([4, 8, 8], x, y, radius=1e3, points=2, generator=generator)
+
+
+def test_the_two_sides_of_theorem_1c_for_two_weights():
+    # T = w₂ max(0, w₁ x): ∇²T = x (0 1; 1 0) for w₁ x > 0, so its norm is |x|
+    network = perceptron([1, 1]).double()
+    for layer, weight in ((network[0], 1.0), (network[2], 0.1)):
+        layer.weight.data.fill_(weight)
+    x = torch.tensor([[1.0], [2.0], [-3.0], [20.0]], dtype=torch.float64)
+    y = torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
+    found = norm_bound(network, x, y)  # the last sample is beyond its margin, the third has its unit off
+    assert found.norm == pytest.approx(abs(-1 + 2) / 4) and found.largest == pytest.approx(20)
+    assert found.signed == pytest.approx(-1 / 4) and found.modulus == pytest.approx(3 / 4)
+
+
+def test_the_bound_holds_with_moduli_and_not_with_signs():
+    x, y, generator = problem()
+    x, y = torch.cat([x, -x]), torch.cat([y, -y])
+    network = perceptron([4, 5, 5]).double()
+    initialize(network, "fan-in", generator, scale=0.2)
+    found = norm_bound(network, x, y)
+    assert found.signed == 0 and found.norm > 0
+    assert found.norm <= found.largest * found.modulus

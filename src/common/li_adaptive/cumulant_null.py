@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy import special
 
 from common.li_adaptive.cumulants import CONVENTIONS
+from common.notebook.intervals import Estimate
 
 
 def _linear_tail(
@@ -117,3 +118,30 @@ def expected_null_count(
         "22": count(3 * M * (M - 1), beyond(pairs)),
         "4": count(M, beyond(alone)),
     }
+
+
+def mean_tail(
+    counts: Float[np.ndarray, " R"], printed: float, *, members: int, seed: int, draws: int = 4000, resamples: int = 200
+) -> Estimate:
+    """Two-sided tail probability of a printed mean over some simulations, given the counts of R independent ones.
+
+    Means are drawn from the R counts; the interval is that of the percentile bootstrap, in which the R counts
+    themselves are drawn again.
+
+    Parameters
+    ----------
+    members
+        Simulations over which the mean was taken.
+    seed, draws, resamples
+        Of the means and of the counts.
+    """
+    rng, counts = np.random.default_rng(seed), np.asarray(counts, dtype=float)
+
+    def tail(v: np.ndarray, number: int) -> float:
+        means = v[rng.integers(len(v), size=(number, members))].mean(1)
+        return min(1.0, 2 * min(np.mean(means <= printed), np.mean(means >= printed)))
+
+    value = tail(counts, draws)
+    again = [tail(counts[rng.integers(len(counts), size=len(counts))], 1000) for _ in range(resamples)]
+    low, high = np.quantile(again, [0.025, 0.975])
+    return Estimate(float(value), (float(min(low, value)), float(max(high, value, low + 1 / draws))))

@@ -206,3 +206,19 @@ def cumulant_values(
     crossed = second[a][:, :, None] * second[b][:, None, :] + second[a][:, None, :] * second[b][:, :, None]
     parallel = second.flatten()[some][:, None] * second.flatten()
     return (products[:, some].T @ products / n - parallel - crossed.flatten(1)).flatten()
+
+
+def smaller_submatrices(samples: Float[Tensor, "n M"], size: int, number: int, seed: int) -> list[Float[Tensor, "n m"]]:
+    """Samples of the entries of ``number`` random sub-matrices, ``size`` rows and columns, of a square one of √M.
+
+    Raises
+    ------
+    ValueError
+        If M is no square, or the sub-matrices are not smaller than it.
+    """
+    side = math.isqrt(samples.shape[1])
+    if side**2 != samples.shape[1] or not 1 <= size <= side:
+        raise ValueError(f"sub-matrices of 1..{side} rows of a square one are needed, got {size} of {samples.shape[1]}")
+    generator, square = torch.Generator().manual_seed(seed), samples.unflatten(1, (side, side))
+    pairs = [[torch.randperm(side, generator=generator)[:size] for _ in range(2)] for _ in range(number)]
+    return [square[:, rows][:, :, columns].flatten(1) for rows, columns in pairs]

@@ -180,10 +180,29 @@ def distance(x: Float[np.ndarray, " K"], one: Float[np.ndarray, " K"], other: Fl
 def mean_share(H: Float[np.ndarray, "n N N"]) -> float:
     """‖A‖²/E‖H‖² of samples of a random matrix, A their mean: 0 if Condition 4.3 holds, 1 if nothing fluctuates.
 
-    NaN where all of them are zero.
+    What the finite number of samples adds to the square of their mean is taken off, so that the estimate of 0 is 0 on
+    average and may be negative. NaN where all of them are zero, or there are fewer than two.
     """
-    total = float((H**2).sum((1, 2)).mean()) if len(H) else 0.0
-    return float(np.linalg.norm(H.mean(0)) ** 2) / total if total else math.nan
+    n = len(H)
+    total = float((H**2).sum((1, 2)).mean()) if n > 1 else 0.0
+    if not total:
+        return math.nan
+    square = float(np.linalg.norm(H.mean(0)) ** 2)
+    return (square - (total - square) / (n - 1)) / total
+
+
+def outside_remark_d4(equation: DysonEquation, eigenvalues: Float[np.ndarray, "*shape"]) -> float:
+    """Share of eigenvalues outside Spec A + [−2‖S‖^{1/2}, 2‖S‖^{1/2}], where Remark D.4 has all of them.
+
+    ‖S‖ is the norm that the operator norm induces; S is positive, so that it is ‖S[1]‖.
+    """
+    reach = 2 * np.linalg.norm(equation.apply(np.eye(equation.dimension)), 2) ** 0.5
+    centres = np.linalg.eigvalsh(equation.mean)
+    values = eigenvalues.ravel()
+    edges = np.concatenate([[-np.inf], centres, [np.inf]])
+    after = np.searchsorted(centres, values)  # the centres on either side
+    near = np.minimum(values - edges[after], edges[after + 1] - values)
+    return float((near > reach).mean())
 
 
 def _entries_that_vary(H: Float[np.ndarray, "n N N"]) -> Float[np.ndarray, "n K"]:

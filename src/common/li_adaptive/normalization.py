@@ -21,7 +21,7 @@ from common.hessian.modes import evaluation_copy
 from common.hessian.spectral_measure import LanczosMeasures, lanczos_measures
 from common.li_adaptive.data import BinaryData
 from common.li_adaptive.hinge_hessian import check_outputs, hinge_hessian
-from common.li_adaptive.networks import initialize, perceptron, vgg
+from common.li_adaptive.networks import BatchStandardize, initialize, perceptron, vgg
 from common.li_adaptive.training import HingeLoss, outputs
 
 
@@ -92,10 +92,21 @@ def gradient_size(network: nn.Module, x: Tensor, y: Tensor) -> Gradient:
     return Gradient(sums[True], sums[False], bool((y * T < 1).all()))
 
 
+def expected_gradient(n: int, L: int, c: float) -> float:
+    """E‖∇T‖² = L n (c/2)^{L−1} of a perceptron (3) with weights N(0, c/n) at an input of n entries of variance 1.
+
+    Exact at any width. A column of weights may change its sign, which turns its gate: gates are fair coins, and what is
+    even in the column does not know them. So every layer passes on c/2 of the squared norm, forwards and backwards. The
+    gradient by the weights of layer p is the product of the signal that enters it, n (c/2)^{p−1}, and of the one that
+    comes back, (c/2)^{L−p}.
+    """
+    return L * n * (c / 2) ** (L - 1)
+
+
 def single_gradients(
-    widths: Sequence[int], depths: Sequence[int], *, networks: int, seed: int
+    widths: Sequence[int], depths: Sequence[int], *, networks: int, seed: int, scale: float = 2.0
 ) -> Float[np.ndarray, "networks depths widths"]:
-    """‖∇T‖² by the weights of random perceptrons at c = 2, at one Gaussian input as wide as the layers.
+    """‖∇T‖² by the weights of random perceptrons at one Gaussian input as wide as the layers.
 
     Parameters
     ----------
@@ -103,16 +114,76 @@ def single_gradients(
         n, and the numbers L of layers.
     networks, seed
         Perceptrons of each shape; number k has its weights and its input from the seed ``seed`` + k.
+    scale
+        The c of their weights.
     """
     squares = np.empty((networks, len(depths), len(widths)))
     for k, i, j in np.ndindex(*squares.shape):
         generator = torch.Generator().manual_seed(index(seed) + k)
         network = perceptron([widths[j]] * depths[i])
-        initialize(network, "fan-in", generator, scale=2.0)
+        initialize(network, "fan-in", generator, scale=scale)
         x = torch.randn(1, widths[j], generator=generator)
         # a label of 1e-6 keeps the sample inside the margin: the gradient is 1e-6 times that of −T
         squares[k, i, j] = 1e12 * gradient_size(network, x, torch.tensor([1e-6])).weights
     return squares
+
+
+class HeldDeviation(BatchStandardize):
+    """The same values, but the deviation of the batch is a constant where derivatives are taken: Section 5.2's Σ."""
+
+    def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
+        """Standardized ``x``, same shape."""
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        centred = x - x.mean(axes, keepdim=True)
+        return centred * (centred.square().mean(axes, keepdim=True) + self.eps).rsqrt().detach()
+
+
+@dataclass(frozen=True)
+class BatchNormGradient:
+    """The gradient of S = Σ_i a_i T(x_i) for a network with batch norm, a random; L layers with weights.
+
+    Attributes
+    ----------
+    true, held
+        (L − 1,) ⟨W_p, ∂S/∂W_p⟩/S for the layers that a batch norm follows: 0 by what S is, since no factor of W_p
+        changes it, and 1 with the deviations held constant, since S is then linear in W_p.
+    difference
+        Norm of the difference of the two gradients by all weights, over that of the true one.
+    """
+
+    true: Float[np.ndarray, " p"]
+    held: Float[np.ndarray, " p"]
+    difference: float
+
+
+def batch_norm_gradient(widths: Sequence[int], x: Float[Tensor, "N d"], seed: int) -> BatchNormGradient:
+    """Of a random perceptron of :func:`~common.li_adaptive.networks.perceptron` with batch norm, at double precision.
+
+    Parameters
+    ----------
+    widths
+        d and the widths of the hidden layers.
+    x
+        The batch.
+    seed
+        Of the weights and of a.
+    """
+    generator, x = torch.Generator().manual_seed(index(seed)), x.double()
+    network = perceptron(widths, standardize=True).double()
+    initialize(network, "fan-in", generator)
+    a = torch.randn(len(x), generator=generator, dtype=torch.float64)
+    names = [name for name, module in network.named_children() if isinstance(module, BatchStandardize)]
+    weights = list(network.parameters())
+    found = []
+    for kind in (BatchStandardize, HeldDeviation):
+        for name in names:
+            setattr(network, name, kind(eps=0.0))
+        S = a @ network(x)
+        parts = torch.autograd.grad(S, weights)
+        euler = [float((w.detach() * g).sum() / S.detach()) for w, g in zip(weights[:-1], parts[:-1], strict=True)]
+        found.append((np.array(euler), torch.cat([g.flatten() for g in parts])))
+    (true, gradient), (held, other) = found
+    return BatchNormGradient(true, held, float((other - gradient).norm() / gradient.norm()))
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,19 @@ layers the spectrum is then symmetric about zero; with more it is so in law at m
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from common.hessian.spectral_measure import asymmetry
 from common.li_adaptive.hinge_hessian import formed_hessian, margins
 from common.li_adaptive.networks import affine_layers, initialize, perceptron
+from common.li_adaptive.training import HingeLoss
 
 
 class FixedDropout(nn.Module):
@@ -43,9 +46,9 @@ def layer_sizes(network: nn.Module) -> list[int]:
 
 def random_hessians(
     widths: Sequence[int], number: int, x: Float[Tensor, "N d"], y: Float[Tensor, " N"], generator: torch.Generator, *,
-    standardize: bool = False,
+    standardize: bool = False, scale: float = 0.2, inside: bool = True,
 ) -> tuple[Float[Tensor, "number P P"], list[int]]:  # fmt: skip
-    """Hessians of random perceptrons at c = 0.2, and the sizes of their diagonal blocks.
+    """Hessians of random perceptrons, and the sizes of their diagonal blocks.
 
     Parameters
     ----------
@@ -59,11 +62,15 @@ def random_hessians(
         Source of randomness.
     standardize
         Whether the networks standardize batches.
+    scale
+        The c of their weights.
+    inside
+        Whether every sample must be inside its margin; not asked of networks that standardize batches.
 
     Raises
     ------
     ValueError
-        If a sample is beyond its margin, unless batches are standardized; if there is to be no network, or samples and
+        If a sample is beyond its margin and must not; if there is to be no network, or samples and
         labels do not fit it, as :func:`~common.li_adaptive.hinge_hessian.margins` says.
     """
     if number < 1:
@@ -71,11 +78,111 @@ def random_hessians(
     x, found = x.double(), []
     for _ in range(number):
         network = perceptron(widths, standardize=standardize).double()
-        initialize(network, "fan-in", generator, scale=0.2)
-        if not standardize and not (margins(network, x, y) < 1).all():
+        initialize(network, "fan-in", generator, scale=scale)
+        if inside and not standardize and not (margins(network, x, y) < 1).all():
             raise ValueError("a sample x is beyond its margin; smaller ones are needed")
         found.append(formed_hessian(network, x, y))
     return torch.stack(found), layer_sizes(network)
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What the mean hinge loss is around a network.
+
+    Attributes
+    ----------
+    risk
+        (K,) at random networks none of whose weights differs from the one in the middle by more than a radius.
+    gradient
+        (K,) largest modulus of an entry of the gradient there.
+    hessian
+        Largest modulus of an entry of the Hessian in the middle.
+    """
+
+    risk: Float[np.ndarray, " K"]
+    gradient: Float[np.ndarray, " K"]
+    hessian: float
+
+
+def around_a_dead_layer(
+    widths: Sequence[int], x: Float[Tensor, "N d"], y: Float[Tensor, " N"], *, radius: float, points: int,
+    generator: torch.Generator,
+) -> Neighbourhood:  # fmt: skip
+    """Around a random perceptron (3) all of whose weights of the second layer are negative.
+
+    What enters that layer is not negative, so what its units see is negative wherever one unit of the first layer is
+    on: no unit of the second layer is, T = 0, and so it stays in a neighbourhood. The risk is 1 there, the gradient 0.
+
+    Parameters
+    ----------
+    widths
+        d and the widths of at least two hidden layers.
+    radius
+        Half the side of the cube of weights in which ``points`` are drawn.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two hidden layers, or a sample turns no unit of the first one on.
+    """
+    if len(widths) < 3:
+        raise ValueError(f"two hidden layers are needed, got the widths {list(widths)}")
+    network, x = perceptron(widths).double(), x.double()
+    initialize(network, "fan-in", generator)
+    layers = affine_layers(network)
+    layers[1].weight.data.abs_().neg_()
+    if not (layers[0](x) > radius * x.abs().sum(1, keepdim=True)).any(1).all():
+        raise ValueError("a sample x turns no unit of the first layer on; wider layers are needed")
+    centre = parameters_to_vector(network.parameters()).detach()
+    H = formed_hessian(network, x, y)
+    risks, gradients, loss = [], [], HingeLoss()
+    for _ in range(points):
+        shift = 2 * torch.rand(len(centre), generator=generator, dtype=torch.float64) - 1
+        vector_to_parameters(centre + radius * shift, network.parameters())
+        risk = loss(network(x), y.double())
+        parts = torch.autograd.grad(risk, list(network.parameters()), materialize_grads=True)
+        risks.append(float(risk.detach()))
+        gradients.append(max(float(part.abs().max()) for part in parts))
+    return Neighbourhood(np.array(risks), np.array(gradients), float(H.abs().max()))
+
+
+@dataclass(frozen=True)
+class NormBound:
+    """The two sides of Theorem 1c for one network.
+
+    Attributes
+    ----------
+    norm
+        ‖H‖.
+    largest
+        λ₀, the largest norm of the Hessian of a sample's T.
+    signed, modulus
+        Means of ℓ' and of |ℓ'| over the samples.
+    """
+
+    norm: float
+    largest: float
+    signed: float
+    modulus: float
+
+
+def norm_bound(network: nn.Module, x: Float[Tensor, "N *shape"], y: Float[Tensor, " N"]) -> NormBound:
+    """‖H‖ of the mean hinge loss, and what Theorem 1c bounds it by; ℓ' = −y inside the margin and 0 beyond.
+
+    Raises
+    ------
+    ValueError
+        As :func:`~common.li_adaptive.hinge_hessian.margins`.
+    """
+    active = (margins(network, x, y) < 1).double()
+    H = torch.linalg.eigvalsh(formed_hessian(network, x, y)).abs().max()
+    singles = []
+    for one in x.split(1):
+        # ∇²T up to its sign: the sample is inside the margin of one of the two labels
+        label = torch.ones(1, dtype=y.dtype)
+        label = label if float(margins(network, one, label)) < 1 else -label
+        singles.append(float(torch.linalg.eigvalsh(formed_hessian(network, one, label)).abs().max()))
+    return NormBound(float(H), max(singles), float((-y * active).mean()), float(active.mean()))
 
 
 def _blocks(H: Float[Tensor, "*n P P"], sizes: Sequence[int]) -> list[Tensor]:
