@@ -148,7 +148,7 @@ def test_samples_of_nothing_are_refused():
         (lambda: sampled_linear_moments(3, 0, generator), "draws must be at least 2, got 0"),
         (lambda: hidden_moments(3, 2, 0, 5, generator), "draws must be at least 1, got 0"),
         (lambda: SampledValue.of(torch.ones(1)), "at least 2 independent samples, got 1"),
-        (lambda: HiddenMoments(*torch.ones(8, 1)).h_ii(0.1), "at least 2 independent samples, got 1"),
+        (lambda: HiddenMoments(*torch.ones(10, 1)).h_ii(0.1), "at least 2 independent samples, got 1"),
         (lambda: next(linear_block_norms(0, 4, [2], 1, generator)), "d must be at least 1, got 0"),
         (lambda: next(linear_block_norms(3, 0, [2], 1, generator)), "N must be at least 1, got 0"),
         (lambda: next(hidden_block_norms(3, 4, 2, [2], 0, generator)), "realizations must be at least 1, got 0"),
