@@ -52,6 +52,7 @@ def test_a_claim_that_no_record_has_is_named(given):
         (yaml.safe_dump([{**ENTRY, "claims": []}]), "lacks claims or derivation"),
         (yaml.safe_dump([{**ENTRY, "correct": ""}]), "lacks correct"),
         (yaml.safe_dump([{**ENTRY, "proof": "x"}]), "no field 'proof'"),
+        (yaml.safe_dump([{**ENTRY, "printed": 4}]), "printed is no text"),
     ],
 )
 def test_a_file_that_is_none_is_one_line(given, text, word):

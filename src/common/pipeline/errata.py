@@ -33,7 +33,8 @@ def load_errata(paper: str) -> list[dict]:
     Raises
     ------
     ValueError
-        If the file is no list of entries, or an entry lacks a place, the correct statement, a consequence or evidence.
+        If the file is no list of entries, or an entry lacks a place, the correct statement, a consequence or evidence, or
+        one of these is no text.
     """
     file = data_file(paper)
     if not file.exists():
@@ -47,6 +48,8 @@ def load_errata(paper: str) -> list[dict]:
     for entry in entries:
         if unknown := set(entry) - set(FIELDS):
             raise ValueError(f"errata/{file.name}: {entry.get('at')}: there is no field {sorted(unknown)[0]!r}")
+        if no_text := [key for key in entry if key != "claims" and not isinstance(entry[key], str)]:
+            raise ValueError(f"errata/{file.name}: {entry.get('at')}: {no_text[0]} is no text; put it in quotes")
         missing = [field for field in ("at", "printed", "correct", "consequence") if not entry.get(field)]
         if missing or not (entry.get("claims") or entry.get("derivation")):
             raise ValueError(f"errata/{file.name}: {entry.get('at')} lacks {(missing or ['claims or derivation'])[0]}")
