@@ -33,8 +33,8 @@ def load_errata(paper: str) -> list[dict]:
     Raises
     ------
     ValueError
-        If the file is no list of entries, or an entry lacks a place, the correct statement, a consequence or evidence, or
-        one of these is no text.
+        If the file is no list of entries, or an entry lacks a place, the correct statement, a consequence or evidence,
+        or one of these is no text.
     """
     file = data_file(paper)
     if not file.exists():
