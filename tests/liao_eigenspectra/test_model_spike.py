@@ -69,11 +69,12 @@ def test_small_c_has_the_closed_form():
     c = 0.02
     merging = norms_with_spike(c)[1]
     assert merging_norm(c) == pytest.approx(merging, rel=1e-5)
-    for x in (0.25, 0.5, 0.9):
-        found, (gap, cosine) = left_end(x * merging, c), merging_profile(x)
-        assert found.relative_gap == pytest.approx(float(gap), abs=2e-4)
-        assert found.cosine == pytest.approx(float(cosine), abs=1e-3)
-    assert [float(y) for y in merging_profile(2.0)] == [0.0, 0.0]
+    x = np.array([0.25, 0.5, 0.9])
+    found = [left_end(part * merging, c) for part in x]
+    gaps, cosines = merging_profile(x)
+    assert np.allclose([end.relative_gap for end in found], gaps, atol=2e-4)
+    assert np.allclose([end.cosine for end in found], cosines, atol=1e-3)
+    assert np.array_equal(merging_profile(np.array([1.0, 2.0])), np.zeros((2, 2)))
 
 
 def test_simulation_follows_it_given_each_sample():

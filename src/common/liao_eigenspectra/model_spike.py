@@ -121,7 +121,8 @@ def left_end(norm: float, c: float, t: Float[np.ndarray, " n"] | None = None) ->
     Y = brentq(spike, -80, Y, xtol=1e-12, rtol=1e-14)
     A, slope, D, D_slope = _sums(Y, norm, t)
     above = c - A + slope
-    return LeftEnd(log_edge, -math.expm1(math.log(D) - Y - log_edge), above / (above + D - D_slope))
+    cosine = float(above / (above + D - D_slope))
+    return LeftEnd(log_edge, -math.expm1(math.log(D) - Y - log_edge), cosine)
 
 
 def threshold(norm: float) -> float:
@@ -133,7 +134,7 @@ def threshold(norm: float) -> float:
         return math.log(slope + 1e-300) - math.log(D + 1e-300)
 
     A, _, D, _ = _sums(brentq(excess, -40, 24 * math.sqrt(norm) + 4 * norm + 30, xtol=1e-12), norm, None)
-    return A - D
+    return float(A - D)
 
 
 @cache

@@ -11,11 +11,10 @@ bidiagonal L with independent entries and :math:`X^\top X = L L^\top` in law:
 the model of Dumitriu and Edelman (2002) with one entry that is not central.
 """
 
-from collections.abc import Sequence
 from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Float
+from numpy.typing import ArrayLike
 from scipy.linalg import eigh_tridiagonal
 
 from common.liao_eigenspectra.glm import whole_number
@@ -53,9 +52,7 @@ def sample_top_eigenpair(
     return float(values[0]), float(vectors[0, 0] ** 2)
 
 
-def extrapolated(
-    p: Sequence[int], means: Float[np.ndarray, " K"], errors: Float[np.ndarray, " K"]
-) -> tuple[Estimate, float]:
+def extrapolated(p: ArrayLike, means: ArrayLike, errors: ArrayLike) -> tuple[Estimate, float]:
     """The limit of means that are linear in 1/p, and how well they are: a weighted least-squares line.
 
     Parameters
