@@ -69,3 +69,8 @@ def test_a_spectrum_of_mean_zero_or_below_has_a_nearest_law_too(g):
     least = law.distance_from_limit(H)
     for shift, scale in [(0.05, 1), (-0.05, 1), (0, 1.05), (0, 0.95)]:
         assert MarchenkoPastur(C, law.shift + shift * law.scale, law.scale * scale).distance_from_limit(H) > least
+
+
+def test_the_distribution_function_is_the_integral_of_the_density():
+    law, x = MarchenkoPastur(C, -1.0, 2.0), np.linspace(-0.5, 3.5, 20_001)
+    assert np.allclose(law.cdf(x[::1000]), np.r_[0, np.cumsum(law.density(x)[1:] * np.diff(x))][::1000], atol=1e-3)

@@ -98,6 +98,10 @@ class MarchenkoPastur:
         """Density at real x, shape (n,)."""
         return _standard(self.c).density((x - self.shift) / self.scale) / self.scale
 
+    def cdf(self, x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Distribution function at real x, shape (n,)."""
+        return _standard(self.c).cdf((np.asarray(x) - self.shift) / self.scale)
+
     def distance(self, eigenvalues: Float[np.ndarray, " p"]) -> float:
         """Kolmogorov-Smirnov distance of a sample of eigenvalues, shape (p,), from the law."""
         return _standard(self.c).distance((eigenvalues - self.shift) / self.scale)
