@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.hessian.layer import layer_hessian
-from common.wu_dissecting.eigenspaces import overlap
+from common.wu_dissecting.closed_forms import ClosedForms, closed_forms
 from common.wu_dissecting.gates import (
     COSINE,
     RECTIFIED,
@@ -24,7 +24,7 @@ from common.wu_dissecting.gates import (
     overlap_at_initialization,
 )
 from common.wu_dissecting.networks import classifier
-from common.wu_dissecting.output_hessian import later_weights, mean_gradient, range_of_contrasts
+from common.wu_dissecting.output_hessian import later_weights, mean_gradient
 
 
 def test_moments_of_the_share_of_active_inputs():
@@ -90,7 +90,7 @@ def test_means_of_jacobians_are_those_of_automatic_differentiation():
         G.append(J)
         AG.append((torch.diag(probability) - torch.outer(probability, probability)) @ J)
     G, inputs = torch.stack(G), X.flatten(1)
-    mean, products = jacobian_means(network, "fc1", X, inputs)
+    mean, products = jacobian_means(network, "fc1", inputs)
     torch.testing.assert_close(mean, G.mean(0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(products, torch.einsum("zkm,zn->kmn", G, inputs) / 30, atol=1e-5, rtol=1e-4)
     H = layer_hessian(network, "fc1", X)
@@ -110,18 +110,19 @@ def test_gates_that_are_all_a_half_give_the_printed_products():
     with pytest.raises(ValueError, match="gates of 3 layers"):
         gated_weights(network, "fc1", [])
     X = torch.randn(50, 4, 1, 1, generator=torch.Generator().manual_seed(5))
-    first, _, last = gate_means(network, "fc1", X)
+    first, _, last = gate_means(network, "fc1", X.flatten(1))
     torch.testing.assert_close(first, (network.fc1(X.flatten(1)) > 0).float().mean(0))
-    weighted = gate_means(network, "fc3", X, by_curvature=True)[0]
+    inputs = nn.Sequential(*list(network.children())[:5])(X).detach()
+    weighted = gate_means(network, "fc3", inputs, by_curvature=True)[0]
     p = network(X).softmax(1).detach()
     w = 1 - p.square().sum(1)
     hidden = nn.Sequential(*list(network.children())[:-1])(X) > 0
     torch.testing.assert_close(weighted, w @ hidden.float() / w.sum(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(last, hidden.float().mean(0))
     with pytest.raises(ValueError, match="ReLU after each"):
-        gate_means(classifier("F-9^2-BN", (4, 1, 1), 3), "fc1", X)
+        gate_means(classifier("F-9^2-BN", (4, 1, 1), 3), "fc1", X.flatten(1))
     with pytest.raises(ValueError, match="no layer 'fc9'"):
-        gate_means(network, "fc9", X)
+        gate_means(network, "fc9", X.flatten(1))
 
 
 def test_printed_and_gated_spaces_of_a_deep_network():
@@ -129,18 +130,25 @@ def test_printed_and_gated_spaces_of_a_deep_network():
     for seed in range(6):
         network = network_at_initialization(300, 2, 1500, 3, seed)
         X = torch.randn(1000, 1500, 1, 1, generator=torch.Generator().manual_seed(seed)).relu()
-        H = layer_hessian(network, "fc1", X)
-        top = H.output_basis[1][:, :2]
-        half, gated = later_weights(network, "fc1"), gated_weights(network, "fc1", gate_means(network, "fc1", X))
-        of_gradient = mean_gradient(H, network(X).softmax(1).detach())
-        found.append([overlap(top, range_of_contrasts(S)) for S in (half, gated, of_gradient)])
-    printed, gated, of_gradient = np.mean(found, 0)
-    error = np.std(found, 0)[0] / len(found) ** 0.5
-    assert abs(printed - limit_of_overlap(layers=2)) < 4 * error + 0.01
-    assert gated > 0.98
-    assert of_gradient > 0.99
-    predicted = overlap_at_initialization(X.flatten(1), 2)
-    assert predicted == pytest.approx(limit_of_overlap(layers=2), abs=0.01)
+        found.append(closed_forms(network, "fc1", layer_hessian(network, "fc1", X), pairs=300))
+    mean = ClosedForms(*np.mean(found, 0))
+    error = ClosedForms(*np.std(found, 0)).printed / len(found) ** 0.5
+    assert abs(mean.printed - limit_of_overlap(layers=2)) < 4 * error + 0.01
+    assert mean.predicted == pytest.approx(limit_of_overlap(layers=2), abs=0.01)
+    assert mean.gates > 0.98
+    assert mean.weighted > 0.98
+    assert mean.gradient > 0.99
+    assert mean.explained == pytest.approx(4 * float(both_active(COSINE) * both_active(next_cosine(COSINE))), abs=0.05)
+    assert mean.effective > 500
+
+
+def test_closed_forms_of_an_output_layer_are_exact():
+    network = network_at_initialization(6, 2, 5, 3, 8)
+    X = torch.randn(40, 5, 1, 1, generator=torch.Generator().manual_seed(9))
+    found = closed_forms(network, "fc3", layer_hessian(network, "fc3", X))
+    assert found[:4] == pytest.approx([1] * 4, abs=1e-5)  # A1 = 0
+    assert found.explained == pytest.approx(1, abs=1e-5)
+    assert found.predicted == 1
 
 
 def test_kernel_of_pairs_of_inputs():

@@ -11,6 +11,8 @@ from common.wu_dissecting.logit_gradients import (
     mean_cosine,
     own_centres,
     share_between,
+    trace_in_classes,
+    trace_of_means,
 )
 from common.wu_dissecting.networks import classifier
 
@@ -69,6 +71,18 @@ def test_centres_of_a_wide_network_at_initialization_are_predicted():
     assert own_centres(found.gamma, found.gamma_centres.roll(1, 0)) == 0
     assert float(found.gamma_centres.norm() / found.gamma.mean(0).norm()) == pytest.approx(expected["Γ"], abs=0.1)
     assert share_between(found.gamma, 0) > 0.8 > 0.2 > share_between(found.gamma, 1)
+    assert trace_of_means(found.gamma, H) == pytest.approx(trace_in_classes(X.flatten(1), y, 2), rel=0.1)
+
+
+def test_trace_between_classes_is_a_part_of_that_of_the_output_hessian():
+    generator = torch.Generator().manual_seed(3)
+    X, y = samples(30, 3, generator)
+    network = classifier("F-6-5", (12, 1, 1), 3).eval()
+    H = layer_hessian(network, "fc1", X)
+    gamma = logit_gradients(network, "fc1", H, X, y).gamma
+    within = torch.stack([H.B[y == i] - H.B[y == i].mean(0) for i in range(3)]).square().sum((2, 3)).mean()
+    total = float(torch.trace(H.output_hessian))
+    assert trace_of_means(gamma, H) == pytest.approx((1 - float(within) / total) / 3, rel=1e-4)
 
 
 def test_every_class_needs_a_sample():

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr, roots_hermitenorm
 from torch import Tensor, nn
 
-from common.hessian.modes import evaluating
 from common.wu_dissecting.networks import layer_names
 
 #: Cosine κ of two independent rectified Gaussian inputs of many entries.
@@ -149,9 +148,14 @@ def overlap_at_initialization(X: Float[Tensor, "N n"], layers: int) -> float:
 
 
 def later_gates(
-    network: nn.Module, layer: str, X: Float[Tensor, "N *shape"], rows: int = 1000
-) -> Iterator[tuple[list[Bool[Tensor, "rows m"]], Float[Tensor, "rows c"]]]:
-    """Gates of the fully connected layer p and of all after it but the last, and probabilities, part by part of X.
+    network: nn.Module, layer: str, x: Float[Tensor, "N n"], rows: int = 1000
+) -> Iterator[tuple[list[Bool[Tensor, "rows _"]], Float[Tensor, "rows c"]]]:
+    """Gates of the fully connected layer p and of all after it but the last, and probabilities, part by part.
+
+    Parameters
+    ----------
+    x
+        Inputs of the layer, as its Hessian holds them.
 
     Raises
     ------
@@ -161,29 +165,31 @@ def later_gates(
     names = layer_names(network)
     if layer not in names:
         raise ValueError(f"there is no layer {layer!r} with weights; there are {names}")
-    modules = list(network.children())
-    behind = modules[modules.index(network.get_submodule(layer)) :] if isinstance(network, nn.Sequential) else []
+    modules = list(network.children()) if isinstance(network, nn.Sequential) else []
+    behind = modules[modules.index(network.get_submodule(layer)) :] if modules else []
     pattern = "".join({nn.Linear: "l", nn.ReLU: "r"}.get(type(module), "x") for module in behind)
     if pattern != "lr" * (len(pattern) // 2) + "l":
         kinds = [type(module).__name__ for module in behind]
         raise ValueError(f"linear layers with ReLU after each are needed from {layer!r} on, got {kinds}")
-    with torch.no_grad(), evaluating(network):
-        for x in X.split(rows):
-            y, gates = x.clone(), []
-            for module in modules:
-                y = module(y)
-                if module in behind[:-1:2]:
-                    gates.append(y > 0)
-            yield gates, y.softmax(1)
+    with torch.no_grad():
+        for y in x.split(rows):
+            gates = []
+            for module in behind[:-1:2]:
+                u = module(y)
+                gates.append(u > 0)
+                y = u.relu()
+            yield gates, behind[-1](y).softmax(1)
 
 
 def gate_means(
-    network: nn.Module, layer: str, X: Float[Tensor, "N *shape"], *, by_curvature: bool = False
-) -> list[Float[Tensor, " m"]]:
+    network: nn.Module, layer: str, x: Float[Tensor, "N n"], *, by_curvature: bool = False
+) -> list[Float[Tensor, " _"]]:
     """E[D] of a layer p and of all after it but the last: the share of samples on which each unit is active.
 
     Parameters
     ----------
+    x
+        Inputs of the layer.
     by_curvature
         Samples weighted by tr A = 1 − ‖p‖².
 
@@ -192,13 +198,14 @@ def gate_means(
     ValueError
         As :func:`later_gates`.
     """
-    total, weight = 0, 0.0
-    for gates, p in later_gates(network, layer, X):
+    sums: list[Tensor] = []
+    weight = 0.0
+    for gates, p in later_gates(network, layer, x):
         w = 1 - p.double().square().sum(1) if by_curvature else torch.ones(len(p), dtype=torch.float64)
         found = [w @ D.double() for D in gates]
-        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
         weight += float(w.sum())
-    return [(part / weight).to(X.dtype) for part in total]
+    return [(part / weight).to(x.dtype) for part in sums]
 
 
 def gated_weights(network: nn.Module, layer: str, gates: Sequence[Float[Tensor, " m"]]) -> Float[Tensor, "c m"]:
@@ -228,7 +235,7 @@ def gated_weights(network: nn.Module, layer: str, gates: Sequence[Float[Tensor, 
 
 
 def jacobian_means(
-    network: nn.Module, layer: str, X: Float[Tensor, "N *shape"], inputs: Float[Tensor, "N n"]
+    network: nn.Module, layer: str, x: Float[Tensor, "N n"]
 ) -> tuple[Float[Tensor, "c m"], Float[Tensor, "c m n"]]:
     """E[G] and E[G ⊗ xᵀ], G the Jacobian of the logits by the output of a layer p and x its inputs.
 
@@ -239,12 +246,13 @@ def jacobian_means(
     """
     names, start = layer_names(network), 0
     weights = [network.get_submodule(name).weight.detach() for name in names[names.index(layer) + 1 :]]
-    mean, products = 0, 0
-    for gates, _ in later_gates(network, layer, X):
-        G = torch.eye(network.get_submodule(names[-1]).out_features)
+    first = torch.eye(network.get_submodule(names[-1]).out_features, dtype=x.dtype)
+    mean, products = 0.0, 0.0
+    for gates, p in later_gates(network, layer, x):
+        G = first.expand(len(p), -1, -1)
         for W, D in zip(reversed(weights), reversed(gates), strict=True):
             G = G @ W * D[:, None]
+        inputs = x[start : start + len(p)]
         mean = mean + G.sum(0, dtype=torch.float64)
-        x = inputs[start : start + len(G)]
-        products, start = products + (G.flatten(1).T @ x).view(*G.shape[1:], -1), start + len(G)
-    return (mean / len(X)).to(X.dtype), products / len(X)
+        products, start = products + (G.flatten(1).T @ inputs).view(*G.shape[1:], -1), start + len(p)
+    return (mean / len(x)).to(x.dtype), products / len(x)

@@ -136,8 +136,8 @@ def corrected_centres(
         If anything but linear layers with ReLU after each is between the layer and the logits.
     """
     root, x = _mean_root(network, X), H.X.mean(0)
-    gamma = root @ gated_weights(network, layer, gate_means(network, layer, X))
-    mean, products = jacobian_means(network, layer, X, H.X)
+    gamma = root @ gated_weights(network, layer, gate_means(network, layer, H.X))
+    mean, products = jacobian_means(network, layer, H.X)
     delta_joint = torch.einsum("jk,kmn->jmn", root, products).flatten(1)
     return CorrectedCentres(gamma, (gamma[:, :, None] * x).flatten(1), root @ mean, delta_joint)
 
@@ -168,3 +168,23 @@ def share_between(points: Float[Tensor, "c c d"], axis: int) -> float:
     mean = points.mean((0, 1))
     between = (points.mean(axis) - mean).square().sum() * points.shape[axis]
     return float(between / (points - mean).square().sum())
+
+
+def trace_of_means(gamma: Float[Tensor, "c c m"], H: LayerHessian) -> float:
+    """Trace of the mean of Γ_ijᵀ Γ_ij over classes i and logits j, of that of E[M]: 1 by (271).
+
+    M is E Σ_j (QG)_jᵀ (QG)_j. So the ratio is the share of its trace between classes, if these have equal numbers of
+    samples, over c.
+    """
+    return float(gamma.square().sum(2).mean()) / (float(H.B.square().sum(dtype=torch.float64)) / len(H.B))
+
+
+def trace_in_classes(x: Float[Tensor, "N n"], y: Int[Tensor, " N"], layers: int) -> float:
+    """What :func:`trace_of_means` is in wide layers at initialization, by the inputs of the layer alone.
+
+    For a pair of inputs of one class E[GG'ᵀ] = k I, and 2^(−layers) I for a single one: the share between classes is
+    2^layers E[k], as far as p is the same for both.
+    """
+    classes = y.unique()
+    of_class = [float(kernel_means(x[y == i], layers)[0][-1]) for i in classes]
+    return 2.0**layers * sum(of_class) / len(classes) / len(classes)

@@ -288,8 +288,8 @@ def constants(c: int, seed: int = 0) -> list[Constant]:
         ),
         Constant(
             "trace_share", "share of the trace of M* in its top c − 1 eigenvalues", "Theorem 4.2, (8)", 0.5, 2 * r,
-            True, "The two terms of (8) are said to have the same trace. With the corrected gates their traces are as r "
-            "to 1/2 − r.",
+            True, "The two terms of (8) are said to have the same trace. With the corrected gates their traces are as "
+            "r to 1/2 − r.",
         ),
         Constant(
             "eigenvalues", "λ_i(M)/λ_i(E[A]), mean over i < c", "Theorem 4.2, (8), (144)", 0.25, r, True,
