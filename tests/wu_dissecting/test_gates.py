@@ -62,7 +62,9 @@ def test_gates_given_weights_are_those_of_many_inputs():
         u = y @ W.T
         found, y = (u > 0).double().mean(0), u.relu()
         sampling = float((q * (1 - q)).mean()) / 4000
-        assert float((found - q).square().mean()) < 4 * sampling + 1e-3  # a CLT in 400 correlated units in the second
+        assert (
+            float((found - q).square().mean()) < 4 * sampling + 3e-3
+        )  # 400 units that are a little correlated in the second
         assert float((found - 0.5).square().mean()) > 0.03
 
 

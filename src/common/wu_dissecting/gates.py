@@ -76,7 +76,7 @@ def overlap_at_width(n: ArrayLike, c: int, cosine: float = COSINE) -> np.ndarray
 
 def gates_given_weights(
     weights: list[Float[Tensor, "_ _"]], mean: float, variance: float
-) -> list[Float[Tensor, " m"]]:  # fmt: skip
+) -> list[Float[Tensor, " _"]]:  # fmt: skip
     """P(gate = 1 | W) of every hidden unit of a network without biases, by moments from layer to layer.
 
     Preactivations are taken for Gaussian of mean Wm and variance (W ∘ W)v, with m and v the means and variances of the
@@ -100,14 +100,28 @@ def gates_given_weights(
     return gates
 
 
+def pair_kernels(
+    x: Float[Tensor, "M n"], X: Float[Tensor, "N n"], layers: int
+) -> Iterator[Float[Tensor, "M N"]]:  # fmt: skip
+    """k = ∏ k₀(κ_l) over the first 1, 2, ... layers of gates, for every pair of inputs.
+
+    In wide layers without biases the Jacobians G, G' of the logits by the output of the layer that takes x and x' have
+    E[GG'ᵀ] = k I up to the weights' scale, k with the gates from that layer on; it is 2^(−layers) for x = x'. Cosines
+    go from layer to layer by :func:`next_cosine`.
+    """
+    cosine = (nn.functional.normalize(x, dim=1) @ nn.functional.normalize(X, dim=1).T).clamp(-1, 1)
+    k = torch.ones_like(cosine)
+    for _ in range(layers):
+        angle = cosine.arccos()
+        k = k * (0.5 - angle / (2 * torch.pi))
+        cosine = ((angle.sin() + (torch.pi - angle) * cosine) / torch.pi).clamp(-1, 1)
+        yield k
+
+
 def kernel_means(
     X: Float[Tensor, "N n"], layers: int, rows: int = 500
 ) -> tuple[Float[Tensor, " layers"], Float[Tensor, " layers"]]:
-    """E[k] and E[k x·x'] over all pairs of inputs, k = ∏ k₀(κ_l(x, x')) over the first 1, 2, ... layers of gates.
-
-    In wide layers without biases the Jacobians G, G' of the logits by the output of the layer that takes x and x' have
-    E[GG'ᵀ] = k I up to the weights' scale, k with the gates from that layer on; 2^(−layers) for x = x'. Cosines go from
-    layer to layer by :func:`next_cosine`.
+    """E[k] and E[k x·x'] over all pairs of inputs, k of :func:`pair_kernels`.
 
     Parameters
     ----------
@@ -116,17 +130,12 @@ def kernel_means(
     rows
         Of the N × N kernel, held at once.
     """
-    norms = X.norm(dim=1)
     of_k, of_product = torch.zeros(2, layers, dtype=torch.float64)
-    for x, norm in zip(X.split(rows), norms.split(rows), strict=True):
+    for x in X.split(rows):
         products = x @ X.T
-        cosine, k = (products / (norm[:, None] * norms)).clamp(-1, 1), torch.ones_like(products)
-        for layer in range(layers):
-            angle = cosine.arccos()
-            k = k * (0.5 - angle / (2 * torch.pi))
+        for layer, k in enumerate(pair_kernels(x, X, layers)):
             of_k[layer] += k.sum(dtype=torch.float64)
             of_product[layer] += (k * products).sum(dtype=torch.float64)
-            cosine = (angle.sin() + (torch.pi - angle) * cosine) / torch.pi
     return of_k / len(X) ** 2, of_product / len(X) ** 2
 
 
@@ -208,7 +217,7 @@ def gate_means(
     return [(part / weight).to(x.dtype) for part in sums]
 
 
-def gated_weights(network: nn.Module, layer: str, gates: Sequence[Float[Tensor, " m"]]) -> Float[Tensor, "c m"]:
+def gated_weights(network: nn.Module, layer: str, gates: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, "c m"]:
     """S_Q = W⁽ᴸ⁾ Q⁽ᴸ⁻¹⁾ W⁽ᴸ⁻¹⁾ ⋯ Q⁽ᵖ⁾, with the gates' means on the diagonals; (272) and (273) have 1/2 in all places.
 
     Parameters

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from common.hessian.layer import LayerHessian
 from common.hessian.modes import evaluating
-from common.wu_dissecting.gates import gate_means, gated_weights, jacobian_means, kernel_means
+from common.wu_dissecting.gates import gate_means, gated_weights, jacobian_means, kernel_means, pair_kernels
 from common.wu_dissecting.output_hessian import later_weights
 
 
@@ -179,12 +179,27 @@ def trace_of_means(gamma: Float[Tensor, "c c m"], H: LayerHessian) -> float:
     return float(gamma.square().sum(2).mean()) / (float(H.B.square().sum(dtype=torch.float64)) / len(H.B))
 
 
-def trace_in_classes(x: Float[Tensor, "N n"], y: Int[Tensor, " N"], layers: int) -> float:
-    """What :func:`trace_of_means` is in wide layers at initialization, by the inputs of the layer alone.
+def trace_in_classes(x: Float[Tensor, "N n"], y: Int[Tensor, " N"], p: Float[Tensor, "N c"], layers: int) -> float:
+    """What :func:`trace_of_means` is in wide layers at initialization.
 
-    For a pair of inputs of one class E[GG'ᵀ] = k I, and 2^(−layers) I for a single one: the share between classes is
-    2^layers E[k], as far as p is the same for both.
+    E[GG'ᵀ] = k I for a pair of inputs, :func:`~common.wu_dissecting.gates.pair_kernels`, and 2^(−layers) I for a single
+    one. So the share between classes is 2^layers E[k tr QQ'ᵀ]/E[tr A], the first mean over pairs of one class.
+
+    Parameters
+    ----------
+    x, y
+        Inputs of layer p and their classes.
+    p
+        Probabilities.
+    layers
+        L − p.
     """
-    classes = y.unique()
-    of_class = [float(kernel_means(x[y == i], layers)[0][-1]) for i in classes]
-    return 2.0**layers * sum(of_class) / len(classes) / len(classes)
+    root = p.sqrt()
+    Q = (torch.diag_embed(root) - root[:, :, None] * p[:, None, :]).flatten(1)
+    of_class = []
+    for i in y.unique():
+        rows = y == i
+        *_, k = pair_kernels(x[rows], x[rows], layers)
+        of_class.append(float((k * (Q[rows] @ Q[rows].T)).mean(dtype=torch.float64)))
+    trace = float(Q.square().sum(dtype=torch.float64)) / len(Q)  # tr A = tr QQᵀ
+    return 2.0**layers * sum(of_class) / len(of_class) / trace / p.shape[1]

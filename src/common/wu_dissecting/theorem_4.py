@@ -208,7 +208,7 @@ def output_measures(layers: TwoLayers) -> OutputMeasures:
     top, of_A = values[-c:].flip(0), torch.linalg.eigvalsh(A)[1:].flip(0)
     S1, norm, norm_star = vectors[:, 1 - c :], torch.linalg.norm(M), torch.linalg.norm(star)
     spaces = layers.printed_space, layers.derived_space
-    measures = OutputMeasures(
+    measures = dict(
         row_sum=W.sum(1).square().mean(), gate=D.mean(0).double().square().mean(),
         logit_mean=z.mean(0).square().mean(), logit_variance=z.var(0).mean(), curvature=of_A[0] / of_A[-1],
         eight=torch.linalg.norm(star - (core + diagonal) / 4) / norm_star,
@@ -219,7 +219,7 @@ def output_measures(layers: TwoLayers) -> OutputMeasures:
         same_space=1 - overlap(S1, vectors_star[:, 1 - c :]), ratio=top[-1] / top[-2],
         printed=1 - overlap(S1, spaces[0]), derived=1 - overlap(S1, spaces[1]), between=1 - overlap(*spaces),
     )  # fmt: skip
-    return OutputMeasures(*(float(value) for value in measures))
+    return OutputMeasures(**{name: float(value) for name, value in measures.items()})
 
 
 class Constant(NamedTuple):
