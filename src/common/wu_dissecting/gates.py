@@ -24,13 +24,13 @@ RECTIFIED = (1 / (2 * np.pi)) ** 0.5, (np.pi - 1) / (2 * np.pi)
 
 def both_active(cosine: ArrayLike) -> np.ndarray:
     """k₀(κ) = 1/4 + arcsin(κ)/(2π): how often a unit of Gaussian weights is active on both of two inputs."""
-    return 0.25 + np.arcsin(np.clip(cosine, -1, 1)) / (2 * np.pi)
+    return np.asarray(0.25 + np.arcsin(np.clip(cosine, -1, 1)) / (2 * np.pi))
 
 
 def next_cosine(cosine: ArrayLike) -> np.ndarray:
     """(√(1 − κ²) + κ (π − arccos κ))/π: cosine of two inputs after a wide ReLU layer without biases."""
     cosine = np.clip(cosine, -1, 1)
-    return (np.sqrt(1 - cosine**2) + cosine * (np.pi - np.arccos(cosine))) / np.pi
+    return np.asarray((np.sqrt(1 - cosine**2) + cosine * (np.pi - np.arccos(cosine))) / np.pi)
 
 
 def gate_moment(power: int, cosine: float = COSINE) -> float:
@@ -71,7 +71,7 @@ def overlap_at_width(n: ArrayLike, c: int, cosine: float = COSINE) -> np.ndarray
     """
     r, third, fourth = (gate_moment(k, cosine) for k in (2, 3, 4))
     b = fourth / r**2 + 4 * r - 4 * third / r
-    return limit_of_overlap(cosine) * (1 + (b * (c + 1) - 1) / np.asarray(n, dtype=float))
+    return np.asarray(limit_of_overlap(cosine) * (1 + (b * (c + 1) - 1) / np.asarray(n, dtype=float)))
 
 
 def gates_given_weights(

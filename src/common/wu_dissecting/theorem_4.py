@@ -124,12 +124,12 @@ class TwoLayers:
         return q
 
     @property
-    def printed_space(self) -> Float[Tensor, "n c-1"]:
-        """Basis of R{W_i} ∖ {1ᵀW}, the orthogonal complement of the sum of the rows in their span."""
+    def printed_space(self) -> Float[Tensor, "n k"]:
+        """Basis of R{W_i} ∖ {1ᵀW}, k = c − 1: the orthogonal complement of the sum of the rows in their span."""
         return row_space_without_sum(self.second.double())
 
     @property
-    def derived_space(self) -> Float[Tensor, "n c-1"]:
+    def derived_space(self) -> Float[Tensor, "n k"]:
         """Basis of {QWᵀa : a ⟂ 1}."""
         return range_of_contrasts(self.second.double() * self.gates)
 
