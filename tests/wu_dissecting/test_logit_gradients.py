@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.hessian.layer import layer_hessian
+from common.hessian.layer import LayerHessian, layer_hessian
 from common.wu_dissecting.logit_gradients import (
     corrected_centres,
     cosines_at_initialization,
@@ -11,8 +11,8 @@ from common.wu_dissecting.logit_gradients import (
     mean_cosine,
     own_centres,
     share_between,
-    trace_in_classes,
-    trace_of_means,
+    share_between_classes,
+    trace_parts,
 )
 from common.wu_dissecting.networks import classifier
 
@@ -72,7 +72,9 @@ def test_centres_of_a_wide_network_at_initialization_are_predicted():
     assert float(found.gamma_centres.norm() / found.gamma.mean(0).norm()) == pytest.approx(expected["Γ"], abs=0.1)
     assert share_between(found.gamma, 0) > 0.8 > 0.2 > share_between(found.gamma, 1)
     p = network(X).softmax(1).detach()
-    assert trace_of_means(found.gamma, H) == pytest.approx(trace_in_classes(X.flatten(1), y, p, 2), rel=0.1)
+    assert trace_parts(H, y, found.gamma).between == pytest.approx(
+        share_between_classes(X.flatten(1), y, p, 2), rel=0.1
+    )
 
 
 def test_trace_between_classes_is_a_part_of_that_of_the_output_hessian():
@@ -81,9 +83,14 @@ def test_trace_between_classes_is_a_part_of_that_of_the_output_hessian():
     network = classifier("F-6-5", (12, 1, 1), 3).eval()
     H = layer_hessian(network, "fc1", X)
     gamma = logit_gradients(network, "fc1", H, X, y).gamma
-    within = torch.stack([H.B[y == i] - H.B[y == i].mean(0) for i in range(3)]).square().sum((2, 3)).mean()
-    total = float(torch.trace(H.output_hessian))
-    assert trace_of_means(gamma, H) == pytest.approx((1 - float(within) / total) / 3, rel=1e-4)
+    found = trace_parts(H, y, gamma)
+    assert found.total == pytest.approx(float(torch.trace(H.output_hessian)), rel=1e-4)
+    assert (found.total - found.within) / found.mean == pytest.approx(3, rel=1e-4)  # a sum over logits, no mean
+    alone = LayerHessian(H.X[y == 1], H.B[y == 1] - H.B[y == 1].mean(0))
+    others = [LayerHessian(H.X[y == i], H.B[y == i] - H.B[y == i].mean(0)) for i in (0, 2)]
+    within = sum(float(torch.trace(part.output_hessian)) for part in (alone, *others)) / 3
+    assert found.within == pytest.approx(within, rel=1e-4)
+    assert found.between == pytest.approx(1 - within / found.total, rel=1e-4)
 
 
 def test_every_class_needs_a_sample():

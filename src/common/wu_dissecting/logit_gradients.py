@@ -170,17 +170,43 @@ def share_between(points: Float[Tensor, "c c d"], axis: int) -> float:
     return float(between / (points - mean).square().sum())
 
 
-def trace_of_means(gamma: Float[Tensor, "c c m"], H: LayerHessian) -> float:
-    """Trace of the mean of Γ_ijᵀ Γ_ij over classes i and logits j, of that of E[M]: 1 by (271).
+class TraceParts(NamedTuple):
+    """Traces in (271), classes with equal weights.
 
-    M is E Σ_j (QG)_jᵀ (QG)_j. So the ratio is the share of its trace between classes, if these have equal numbers of
-    samples, over c.
+    Attributes
+    ----------
+    total
+        Of E[M] = E_x Σ_j (QG)_jᵀ (QG)_j.
+    within
+        Its part within classes: E_i Σ_j of the covariance of (QG)_j given class i.
+    mean
+        Of the mean of Γ_ijᵀ Γ_ij over classes i and logits j, to which (271) sets E[M] equal. By the law of total
+        variance total = within + c mean.
     """
-    return float(gamma.square().sum(2).mean()) / (float(H.B.square().sum(dtype=torch.float64)) / len(H.B))
+
+    total: float
+    within: float
+    mean: float
+
+    @property
+    def between(self) -> float:
+        """Share of the trace of E[M] between classes."""
+        return 1 - self.within / self.total
 
 
-def trace_in_classes(x: Float[Tensor, "N n"], y: Int[Tensor, " N"], p: Float[Tensor, "N c"], layers: int) -> float:
-    """What :func:`trace_of_means` is in wide layers at initialization.
+def trace_parts(H: LayerHessian, y: Int[Tensor, " N"], gamma: Float[Tensor, "c c m"]) -> TraceParts:
+    """The traces of a layer whose Γ is ``gamma`` over the samples of its Hessian."""
+    total, within = torch.zeros(2, dtype=torch.float64)
+    for i, mean in enumerate(gamma):
+        B = H.B[y == i]
+        total += B.square().sum(dtype=torch.float64) / len(B)
+        within += (B - mean.T).square().sum(dtype=torch.float64) / len(B)
+    c = len(gamma)
+    return TraceParts(float(total) / c, float(within) / c, float(gamma.square().sum(2).mean(dtype=torch.float64)))
+
+
+def share_between_classes(x: Float[Tensor, "N n"], y: Int[Tensor, " N"], p: Float[Tensor, "N c"], layers: int) -> float:
+    """What :attr:`TraceParts.between` is about in wide layers at initialization.
 
     E[GG'ᵀ] = k I for a pair of inputs, :func:`~common.wu_dissecting.gates.pair_kernels`, and 2^(−layers) I for a single
     one. So the share between classes is 2^layers E[k tr QQ'ᵀ]/E[tr A], the first mean over pairs of one class.
@@ -202,4 +228,4 @@ def trace_in_classes(x: Float[Tensor, "N n"], y: Int[Tensor, " N"], p: Float[Ten
         *_, k = pair_kernels(x[rows], x[rows], layers)
         of_class.append(float((k * (Q[rows] @ Q[rows].T)).mean(dtype=torch.float64)))
     trace = float(Q.square().sum(dtype=torch.float64)) / len(Q)  # tr A = tr QQᵀ
-    return 2.0**layers * sum(of_class) / len(of_class) / trace / p.shape[1]
+    return 2.0**layers * sum(of_class) / len(of_class) / trace
