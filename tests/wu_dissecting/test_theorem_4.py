@@ -101,6 +101,8 @@ def test_hessian_follows_its_output_hessian():
     assert (wide[[0, 2, 3]] < narrow[[0, 2, 3]]).all()
     assert wide[0] < 0.05
     assert wide[2] < 0.05 < 0.1 < wide[1] < 0.3
+    layers = drawn(20, 30, 3, 200, 0)
+    assert hessian_measures(layers).output == pytest.approx(output_measures(layers).printed, abs=1e-5)
 
 
 def test_draws_follow_the_generator():

@@ -323,12 +323,15 @@ class HessianMeasures(NamedTuple):
         1 − overlap of V₁ with the printed and the derived space of M, each times 1/√d: Corollary B.5.
     ratio
         λ_c/λ_{c−1} of H, (6).
+    output
+        1 − overlap of the top space of E[M] with the printed one in the same draw.
     """
 
     overlap: float
     printed: float
     derived: float
     ratio: float
+    output: float
 
 
 def hessian_measures(layers: TwoLayers) -> HessianMeasures:
@@ -345,4 +348,5 @@ def hessian_measures(layers: TwoLayers) -> HessianMeasures:
         1 - overlap(V1, torch.kron(layers.printed_space, one)),
         1 - overlap(V1, torch.kron(layers.derived_space, one)),
         float(found.values[-1] / found.values[-2]),
+        1 - overlap(H.output_basis[1][:, : c - 1], layers.printed_space),
     )
