@@ -37,7 +37,7 @@ from common.wu_dissecting.pac_bayes.bases import eigenvectors
 from common.wu_dissecting.pac_bayes.bound import Confidence, complexity, pac_bayes_bound
 from common.wu_dissecting.pac_bayes.optimize import METHODS, Schedule, tighten
 from common.wu_dissecting.pac_bayes.posterior import Posteriors, count_errors
-from common.wu_dissecting.theorem_4 import distances_at_width
+from common.wu_dissecting.theorem_4 import TwoLayers
 from common.wu_dissecting.trained import Trainings, of_all_schemes
 
 
@@ -173,8 +173,8 @@ def test_sizes_that_no_theorem_training_or_table_has():
     generator = torch.Generator().manual_seed(0)
     training = {"name": "F-4", "data": "MNIST", "members": 1, "epochs": 1, "samples": 8, "seed": 0}
     refused([
-        (lambda: distances_at_width(8, 5, 1, samples=20, generator=generator), "2 classes, .* c = 1"),
-        (lambda: distances_at_width(2, 5, 4, samples=20, generator=generator), "as many hidden units"),
+        (lambda: TwoLayers.draw(8, 5, 1, samples=20, generator=generator), "2 classes, .* c = 1"),
+        (lambda: TwoLayers.draw(2, 5, 4, samples=20, generator=generator), "as many hidden units"),
         *((lambda change=change: Trainings(**training | change), "at least one member, and no negative")
           for change in ({"members": 0}, {"epochs": -1}, {"samples": -8})),
         (lambda: of_all_schemes("F-4", "MNIST", members=[1, 2], epochs=1, samples=8, seed=0), "one number for each of"),

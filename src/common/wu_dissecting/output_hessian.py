@@ -147,3 +147,34 @@ def row_space_without_sum(S: Float[Tensor, "c m"]) -> Float[Tensor, "m c-1"]:
         raise ValueError(f"S needs finite rows, no more than columns; got the shape {tuple(S.shape)}")
     total = nn.functional.normalize(S.sum(0), dim=0)
     return torch.linalg.svd(S - (S @ total)[:, None] * total, full_matrices=False).Vh[: len(S) - 1].T
+
+
+def range_of_contrasts(S: Float[Tensor, "c m"]) -> Float[Tensor, "m c-1"]:
+    """Orthonormal basis of {Sᵀa : a ⟂ 1}, the range of SᵀAS for any A of rank c − 1 with A1 = 0.
+
+    With the gates in S it is the top c − 1 eigenspace of E[M] in the limit of wide layers, at initialization; with
+    S = E[AG], whose columns have sum 0, near the minimum too. :func:`row_space_without_sum` is another space unless the
+    rows are orthonormal.
+
+    Raises
+    ------
+    ValueError
+        If there are more rows than columns, or some are not finite.
+    """
+    if len(S) > S.shape[1] or not S.isfinite().all():
+        raise ValueError(f"S needs finite rows, no more than columns; got the shape {tuple(S.shape)}")
+    return torch.linalg.svd(S - S.mean(0), full_matrices=False).Vh[: len(S) - 1].T
+
+
+def mean_gradient(H: LayerHessian, p: Float[Tensor, "N c"]) -> Float[Tensor, "c m"]:
+    """E[AG], from the factors B = GᵀS of M, A = SSᵀ: AG = diag(√p) Bᵀ, as √p is in the null space of S.
+
+    M = E[AG]ᵀ E[A]⁺ E[AG] + E[(G − G₀)ᵀ A (G − G₀)] with G₀ = E[A]⁺ E[AG], for any network, so that the rows of E[AG]
+    span the top c − 1 eigenspace as far as the second term is small.
+
+    Parameters
+    ----------
+    p
+        Probabilities of the samples of H.
+    """
+    return torch.einsum("zmk,zk->km", H.B, p.sqrt()) / len(p)

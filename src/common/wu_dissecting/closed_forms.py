@@ -1,0 +1,80 @@
+"""The top c − 1 eigenspace of E[M] in the weights, as Wu et al. (2022), App G.1, print it and corrected."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from common.hessian.layer import LayerHessian
+from common.wu_dissecting.eigenspaces import overlap
+from common.wu_dissecting.gates import gate_means, gated_weights, later_gates, overlap_at_initialization
+from common.wu_dissecting.networks import layer_names
+from common.wu_dissecting.output_hessian import (
+    later_weights,
+    mean_gradient,
+    range_of_contrasts,
+    row_space_without_sum,
+)
+
+
+class ClosedForms(NamedTuple):
+    """Overlaps with the top c − 1 eigenspace of E[M] of one layer, and what belongs to them.
+
+    Attributes
+    ----------
+    printed
+        Of R(S) ∖ {1ᵀS}, (272): 1/2 for the mean of every gate.
+    gates, weighted
+        Of {S_Qᵀa : a ⟂ 1}, with the means of the gates over all samples, and over samples weighted by tr A.
+    gradient
+        Of the rows of E[AG], which no theory of gates enters.
+    explained
+        Share of the trace of M in its part E[AG]ᵀ E[A]⁺ E[AG].
+    predicted
+        What ``printed`` is in wide layers at initialization, by the inputs of the layer alone.
+    effective
+        n_eff of the layer's Hessian.
+    """
+
+    printed: float
+    gates: float
+    weighted: float
+    gradient: float
+    explained: float
+    predicted: float
+    effective: float
+
+
+def closed_forms(network: nn.Module, layer: str, H: LayerHessian, pairs: int = 2000) -> ClosedForms:
+    """Closed forms of one fully connected layer, over the samples of its Hessian.
+
+    Parameters
+    ----------
+    pairs
+        The prediction is over all pairs of the first so many samples.
+
+    Raises
+    ------
+    ValueError
+        If anything but linear layers with ReLU after each is between the layer and the logits.
+    """
+    p = torch.cat([part for _, part in later_gates(network, layer, H.X)])
+    c = p.shape[1]
+    top = H.output_basis[1][:, : c - 1]
+    of_gates, weighted = (
+        gated_weights(network, layer, gate_means(network, layer, H.X, by_curvature=by_curvature))
+        for by_curvature in (False, True)
+    )
+    gradient, p = mean_gradient(H, p).double(), nn.functional.normalize(p.double(), 1.0, 1)
+    A = torch.diag(p.mean(0)) - p.T @ p / len(p)
+    between = torch.trace(gradient.T @ torch.linalg.pinv(A, hermitian=True, rtol=1e-9) @ gradient)
+    names = layer_names(network)
+    behind = len(names) - 1 - names.index(layer)
+    return ClosedForms(
+        printed=overlap(top, row_space_without_sum(later_weights(network, layer))),
+        gates=overlap(top, range_of_contrasts(of_gates)), weighted=overlap(top, range_of_contrasts(weighted)),
+        gradient=overlap(top, range_of_contrasts(gradient)),
+        explained=float(between / torch.trace(H.output_hessian.double())),
+        predicted=overlap_at_initialization(H.X[:pairs], behind) if behind else 1.0,
+        effective=H.effective_samples,
+    )  # fmt: skip
