@@ -22,7 +22,7 @@ from common.wu_dissecting.pac_bayes.posterior import Posteriors, check_labelled,
 FLAT = 0.1
 
 
-def flattest(weights: Weights, X: Float[Tensor, "N n"], share: float = FLAT) -> Float[Tensor, " k"]:
+def flattest(weights: Weights, X: Float[Tensor, "N n"], share: float = FLAT) -> Int[Tensor, " k"]:
     """Places in the first layer's weights, row by row and without biases, of the smallest E[M]_ii E[x_j²]."""
     M, autocorrelation = kronecker_factors(weights, X)[0]
     curvature = torch.outer(M.diagonal(), autocorrelation.diagonal()).flatten()
