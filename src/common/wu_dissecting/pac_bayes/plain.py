@@ -36,6 +36,8 @@ def plain_descent(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Lines 2 to 14 of Algorithm 1 in the standard basis (BASE), from s = w² and ϱ = −3.
 
+    In double precision: in single precision steps of 1e-8 are lost beside ς of about −4.
+
     Parameters
     ----------
     weights, prior_weights
@@ -61,6 +63,8 @@ def plain_descent(
     if batch_size > N:
         raise ValueError(f"a batch of {batch_size} samples needs as many, got {N}")
     check_labelled(prior_weights, X, y)
+    weights, prior_weights = ([w.double() for w in parts] for parts in (weights, prior_weights))
+    X = X.double()
     q = Posteriors.start(weights, prior_weights, 1)
     descent, places = Descent(q, N, confidence), flattest(weights, X)
     before = [log_std.clone() for log_std in q.log_std]
