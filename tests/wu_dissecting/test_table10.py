@@ -1,5 +1,7 @@
 """The stochastic networks of Table 10 at tiny sizes: data, seeds, and what the paper's scale does on a GPU."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,7 +10,18 @@ from common.data import images
 from common.wu_dissecting import networks, table10
 from common.wu_dissecting.pac_bayes.bound import Confidence
 from common.wu_dissecting.pac_bayes.optimize import METHODS, ORDER, Schedule
-from common.wu_dissecting.table10 import COLUMNS, DATA, FRESH, bounds_of_networks, labelled
+from common.wu_dissecting.table10 import (
+    COLUMNS,
+    DATA,
+    FRESH,
+    bounds_of_networks,
+    change_by_doubling,
+    labelled,
+    plain_descents,
+    rank_correlation_of_sharp,
+    starting_kls,
+    unsettled,
+)
 
 SCHEDULE = Schedule(
     epochs=2, lr=0.001, lr_spread=0.03, decay_every=1, hessian_every=1, hessian_samples=50, batch_size=64
@@ -71,3 +84,33 @@ def test_all_bounds_of_all_networks_are_made_once(monkeypatch):
     assert float(again["R-5^2_10"][1]["BASE"]["bound"]) == float(results["R-5^2_10"][1]["BASE"]["bound"])
     with pytest.raises(ValueError, match="unknown methods"):
         table10.stochastic("T-6", ["BEST"], seed=0, **{k: v for k, v in TINY.items() if k != "seeds"})
+
+
+def test_what_a_longer_schedule_moves_is_named():
+    rank = torch.arange(1.0, 5.0)
+    one = {"bound": torch.tensor(0.30), "half_log_prior": torch.tensor(-2.0), "variance": torch.stack([rank, rank])}
+    moved = {"bound": torch.tensor(0.29), "half_log_prior": torch.tensor(-2.01), "variance": one["variance"].clone()}
+    moved["variance"][1] *= torch.tensor([math.exp(0.4)] * 3 + [math.nan])
+    change = change_by_doubling([one, one], [one, moved])
+    assert change == pytest.approx({"bound": -0.01, "half_log_prior": -0.01, "log_std": 0.2}, rel=1e-3)
+    assert unsettled(change) == "twice the epochs move the bound by 0.01 and ς by 0.2"
+    assert unsettled(change_by_doubling([one], [one])) == ""
+
+
+def test_the_correlation_is_that_of_the_sharp_directions():
+    curvature = torch.logspace(0, -4, 41)
+    variance = torch.where(curvature > 0.01, curvature, 1 / curvature)
+    variance[3] = math.nan
+    assert rank_correlation_of_sharp(curvature, variance) == pytest.approx(1)
+    assert rank_correlation_of_sharp(curvature, 1 / curvature, share=1e-5) == pytest.approx(-1)
+    with pytest.raises(ValueError, match="sharp"):
+        rank_correlation_of_sharp(curvature, variance, share=0.9)
+
+
+def test_plain_descent_of_a_network_of_the_table():
+    options = {"seeds": [0, 1], "samples": 300, "sgd_epochs": 1}
+    confidence = TINY["confidence"]
+    found = plain_descents("T-6", epochs=2, lr=0.001, decay_every=1, batch_size=64, confidence=confidence, **options)
+    assert found["rise"].shape == (2,) and (found["at_most"] > 0).all() and (found["needed"] > 0.1).all()
+    kls, weights = starting_kls("T-6", **options)
+    assert weights == 785 * 6 + 7 * 2 and (kls > 0.3 * weights).all() and (kls <= found["kl_before"]).all()

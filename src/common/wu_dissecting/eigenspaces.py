@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -67,7 +68,23 @@ def correspondence(
     return (matrices @ V).square().sum(1).T, (matrices.mT @ U).square().sum(1).T
 
 
-def dominance_of_mean(H: LayerHessian | WeightSharingHessian) -> tuple[float, float]:
+@runtime_checkable
+class HasInputs(Protocol):
+    """What is known of the inputs of a layer, by its Hessian or alone.
+
+    Attributes
+    ----------
+    input_basis
+        Eigenvalues of E[xxᵀ], descending, and eigenvectors.
+    mean_input
+        E[x]/‖E[x]‖.
+    """
+
+    input_basis: tuple[Tensor, Tensor]
+    mean_input: Tensor
+
+
+def dominance_of_mean(H: HasInputs) -> tuple[float, float]:
     """(v₁ᵀÊ[x])² and γ₁/γ₂ of the autocorrelation E[xxᵀ] of a layer's inputs (App F.1): 1 and ∞ for equal inputs.
 
     A γ₂ that is rounding counts as 0; the ratio of zero inputs is NaN.

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from operator import index
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy import stats
@@ -17,6 +18,7 @@ from common.wu_dissecting.networks import classifier
 from common.wu_dissecting.pac_bayes.bases import Weights
 from common.wu_dissecting.pac_bayes.bound import Confidence
 from common.wu_dissecting.pac_bayes.optimize import METHODS, Schedule, tighten
+from common.wu_dissecting.pac_bayes.plain import kl_of_start, plain_descent
 from common.wu_dissecting.pac_bayes.posterior import binned_by_rank, bounds, count_errors, spread_along_curvature
 from common.wu_dissecting.training import Scheme, trained_ensemble
 
@@ -225,3 +227,99 @@ def bounds_of_networks(
     for (name, seed, _), result in zip(tasks, results, strict=True):
         found[name][seeds.index(seed)] |= result
     return found
+
+
+#: By how much the doubling of the schedule may move the bound, ϱ, and ς (root mean square over ranks of a layer).
+SETTLED = {"bound": 0.003, "half_log_prior": 0.05, "log_std": 0.1}
+
+
+def change_by_doubling(
+    once: Sequence[Mapping[str, Tensor]], twice: Sequence[Mapping[str, Tensor]]
+) -> dict[str, float]:  # fmt: skip
+    """How far a bound is from its optimum, by what a schedule of twice the length changes.
+
+    Parameters
+    ----------
+    once, twice
+        What :func:`stochastic` gives of one method, for each seed, by a schedule and by one of twice its epochs.
+
+    Returns
+    -------
+    dict
+        By the keys of :data:`SETTLED`: the change of the bound and of ϱ, and the root mean square change of ς = ½ ln s
+        over the logarithmically spaced ranks of a layer; of the seed and the layer where the modulus is largest.
+    """
+    found = {
+        key: max((float(b[key] - a[key]) for a, b in zip(once, twice, strict=True)), key=abs)
+        for key in ("bound", "half_log_prior")
+    }
+    moved = torch.stack([(b["variance"] / a["variance"]).log() / 2 for a, b in zip(once, twice, strict=True)])
+    return found | {"log_std": float(moved.square().nanmean(-1).sqrt().max())}
+
+
+def unsettled(change: Mapping[str, float]) -> str:
+    """Why a method is not at its optimum, from :func:`change_by_doubling`; empty if it is near."""
+    names = {"bound": "the bound", "half_log_prior": "ϱ", "log_std": "ς"}
+    words = [f"{names[key]} by {abs(change[key]):.2g}" for key, most in SETTLED.items() if not abs(change[key]) < most]
+    return f"twice the epochs move {' and '.join(words)}" if words else ""
+
+
+def rank_correlation_of_sharp(
+    curvature: Float[Tensor, " points"], variance: Float[Tensor, " points"], share: float = 0.01
+) -> float:
+    """Spearman's correlation of curvature and variance over the sharp directions, Figure 31.
+
+    Parameters
+    ----------
+    curvature, variance
+        Of logarithmically spaced ranks, as :func:`~common.wu_dissecting.pac_bayes.posterior.binned_by_rank` gives them.
+    share
+        Sharp is what has more than this share of the largest curvature.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three such ranks.
+    """
+    there = curvature.isfinite() & variance.isfinite()
+    curvature, variance = curvature[there], variance[there]
+    sharp = curvature > share * curvature.max()
+    if int(sharp.sum()) < 3:
+        raise ValueError(f"a correlation of ranks needs at least 3 sharp directions, got {int(sharp.sum())}")
+    return float(stats.spearmanr(curvature[sharp], variance[sharp]).statistic)
+
+
+def plain_descents(
+    name: str, *, seeds: Sequence[int], samples: int, sgd_epochs: int, epochs: int, lr: float, decay_every: int,
+    batch_size: int, confidence: Confidence,
+) -> dict[str, Float[np.ndarray, " R"]]:  # fmt: skip
+    """Algorithm 1 as it is printed on a network of Table 10, for each seed, kept in files.
+
+    Parameters
+    ----------
+    name, samples, sgd_epochs
+        As :func:`stochastic`.
+    epochs, lr, decay_every, batch_size, confidence
+        As :func:`~common.wu_dissecting.pac_bayes.plain.plain_descent`, whose numbers are returned.
+    """
+    found = []
+    for seed in seeds:
+        data = labelled(name, samples, seed)
+        weights, prior_weights, _ = trained(name, data, epochs=sgd_epochs, seed=seed)
+        key = {
+            "weights": weights, "prior_weights": prior_weights, "X": data.X, "y": data.y, "epochs": epochs, "lr": lr,
+            "decay_every": decay_every, "batch_size": batch_size, "confidence": confidence, "seed": seed,
+        }  # fmt: skip
+        found.append(cached(plain_descent, key, progress=f"{name}, {seed}"))
+    return {part: np.array([float(one[part]) for one in found]) for part in found[0]}
+
+
+def starting_kls(
+    name: str, *, seeds: Sequence[int], samples: int, sgd_epochs: int
+) -> tuple[Float[np.ndarray, " R"], int]:  # fmt: skip
+    """KL(Q‖P) in nats where the optimization of a network of Table 10 starts, for the best λ; its number of weights."""
+    kls = []
+    for seed in seeds:
+        weights, prior_weights, _ = trained(name, labelled(name, samples, seed), epochs=sgd_epochs, seed=seed)
+        kls.append(kl_of_start(weights, prior_weights))
+    return np.array(kls), sum(w.numel() for w in weights)

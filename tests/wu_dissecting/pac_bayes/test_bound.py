@@ -8,7 +8,15 @@ import pytest
 import torch
 from scipy import stats
 
-from common.wu_dissecting.pac_bayes.bound import Confidence, binary_kl, complexity, kl_inverse, pac_bayes_bound
+from common.wu_dissecting.pac_bayes.bound import (
+    Confidence,
+    binary_kl,
+    complexity,
+    implied_union,
+    kl_inverse,
+    pac_bayes_bound,
+    with_more_draws,
+)
 
 
 @pytest.mark.parametrize("q", [0.0, 1e-9, 0.02, 0.3, 0.5, 0.97, 1.0])
@@ -72,3 +80,19 @@ def test_the_terms_of_the_bound():
             Confidence(**wrong)
     with pytest.raises(ValueError, match="bound of at least 0"):
         kl_inverse(0.5, -1e-9)
+
+
+def test_more_draws_of_the_same_share_of_errors():
+    confidence = Confidence()
+    found = pac_bayes_bound(1500, 50_000, lambda _: 0.0, -2.0, 60_000, confidence)
+    more = pac_bayes_bound(4500, 150_000, lambda _: 0.0, -2.0, 60_000, confidence)
+    assert with_more_draws(found.error_bound, 50_000, 150_000, 0.01) == pytest.approx(more.error_bound, abs=1e-9)
+    with pytest.raises(ValueError, match="no share"):
+        with_more_draws(1e-6, 50_000, 150_000, 0.01)
+
+
+def test_the_nats_of_the_union_are_what_went_into_a_bound():
+    confidence = Confidence()
+    found = pac_bayes_bound(1500, 50_000, lambda _: 5000.0, -2.0, 60_000, confidence)
+    nats = implied_union(found.bound, found.error_bound, found.kl, 60_000, confidence)
+    assert nats == pytest.approx(2 * math.log(found.j), abs=1e-4)

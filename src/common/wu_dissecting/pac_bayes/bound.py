@@ -166,3 +166,26 @@ def pac_bayes_bound(
         union = 2 * math.log(j) + math.log(math.pi**2 * samples / (6 * confidence.delta))
         found.append(Bound(kl_inverse(error_bound, (nats + union) / (samples - 1)), error, error_bound, nats, j, rho))
     return min(found, key=lambda one: one.bound)
+
+
+def with_more_draws(error_bound: float, draws: int, more: int, delta_sampling: float) -> float:
+    """The bound of ê(Q) that as large a share of errors gives among ``more`` draws instead of ``draws``.
+
+    Raises
+    ------
+    ValueError
+        If no share of errors gives ``error_bound``.
+    """
+    nats = math.log(2 / delta_sampling)
+    if not kl_inverse(0.0, nats / draws) < error_bound <= 1:
+        raise ValueError(f"no share of errors among {draws} draws gives the bound {error_bound}")
+    error = optimize.brentq(lambda q: kl_inverse(q, nats / draws) - error_bound, 0.0, error_bound, xtol=1e-12)
+    return kl_inverse(error, nats / more)
+
+
+def implied_union(bound: float, error_bound: float, kl: float, samples: int, confidence: Confidence) -> float:
+    """The nats 2 ln j that a bound must have contained, from the other numbers of its row: (275), (277) solved for j.
+
+    At least 0 for a j that the union over j = 1, 2, ... has.
+    """
+    return binary_kl(error_bound, bound) * (samples - 1) - kl - math.log(math.pi**2 * samples / (6 * confidence.delta))
