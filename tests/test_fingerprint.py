@@ -165,7 +165,7 @@ KEEPING = {
     "li_adaptive/fig01_06_coupling": {"epochs": 1, "samples": 64, "keep": [0, 1], "repeats": 1},
     "li_adaptive/fig01_landscape": {
         "lenet_epochs": 1, "lenet_samples": 64, "lenet_keep": [0, 1], "vgg_epochs": 1, "vgg_samples": 64,
-        "vgg_keep": [0, 1], "iterations": 4, "starts": 1, "edges": 1, "small_widths": [4], "small_networks": 2,
+        "vgg_keep": [0, 1], "iterations": 4, "starts": 1, "edges": 1,
         "lenet_steps": [0, 1], "lenet_networks": 1, "vgg_networks": 1,
     },
     "li_adaptive/fig03_normalization": {
