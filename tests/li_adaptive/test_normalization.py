@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.data import DataSource
+from common.hessian.spectral_measure import LanczosMeasures
+from common.li_adaptive.data import BinaryData
 from common.li_adaptive.hinge_hessian import formed_hessian
 from common.li_adaptive.networks import BatchStandardize, initialize, perceptron, vgg
 from common.li_adaptive.normalization import (
@@ -11,6 +14,10 @@ from common.li_adaptive.normalization import (
     batch_norm_gradient,
     expected_gradient,
     gradient_size,
+    homogeneous_sizes,
+    layer_factor,
+    random_batches,
+    shape_distance,
     single_gradients,
     take_steps,
 )
@@ -127,3 +134,38 @@ def test_no_factor_of_a_layer_changes_a_network_with_batch_norm():
     before = network(x).detach()
     network[0].weight.data *= 3.0
     torch.testing.assert_close(network(x).detach(), before)
+
+
+def test_gradient_and_range_of_the_vgg_are_powers_of_c():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(4, 3, 32, 32, generator=generator), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    how = {"layers": 6, "width": 0.0625, "networks": 2, "samples": 4, "iterations": 10, "seed": 0}
+    squares, ranges = homogeneous_sizes(x, y, [0.0625, 0.125], **how)
+    assert squares.shape == (2, 2)
+    np.testing.assert_allclose(squares[:, 1] / squares[:, 0], 2.0**5, rtol=1e-3)
+    np.testing.assert_allclose(ranges[1] / ranges[0], 2.0**2, rtol=1e-2)
+    with pytest.raises(ValueError, match="beyond its margin at c = 1000"):
+        homogeneous_sizes(x, y, [1000.0], **how)
+
+
+def test_factor_of_a_layer():
+    depths = [3, 5, 9]
+    squares = np.array([[L * 0.7**L * scale for L in depths] for scale in (0.5, 1.5)])
+    assert layer_factor(depths, squares) == pytest.approx(0.7)
+
+
+def test_spectra_of_one_shape_have_distance_zero():
+    def measures(nodes):
+        return LanczosMeasures(torch.tensor([nodes]), torch.tensor([[0.25, 0.75]]))
+
+    assert shape_distance(measures([-1.0, 0.5]), measures([-4.0, 2.0])) == pytest.approx(0, abs=1e-6)
+    assert shape_distance(measures([-1.0, 0.5]), measures([-1.0, 0.0])) == pytest.approx(0.375 / 0.625)
+
+
+def test_equal_seeds_mean_equal_batches():
+    x = torch.randn(100, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    some = BinaryData(x, x[:, 0, 0, 0].sign(), DataSource("test", "here", None, 100))
+    first, second, other = (list(random_batches(some, 2, seed)) for seed in (0, 0, 1))
+    assert len(first) == 2 and first[0][0].shape == (64, 3, 1, 1)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0][0], other[0][0])

@@ -6,13 +6,14 @@ times that at c = 1, and the Hessian c^{(L−2)/2} times. With respect to biases
 c^{(L−l)/2} of the gradient.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from common.cache import cached
@@ -22,7 +23,7 @@ from common.hessian.spectral_measure import LanczosMeasures, lanczos_measures
 from common.li_adaptive.data import BinaryData
 from common.li_adaptive.hinge_hessian import check_outputs, hinge_hessian
 from common.li_adaptive.networks import BatchStandardize, initialize, perceptron, vgg
-from common.li_adaptive.training import HingeLoss, outputs
+from common.li_adaptive.training import BATCH_SIZE, HingeLoss, outputs
 
 
 def initialized_vgg(c: float, *, width: float, seed: int, standardize: bool = False, layers: int = 12) -> nn.Sequential:
@@ -53,6 +54,14 @@ def initial_spectrum(
     """
     settings = {"width": width, "iterations": iterations, "starts": starts, "seed": seed}
     return LanczosMeasures(**cached(initial_measures, {"c": c, **train.first(samples), **settings}))
+
+
+def shape_distance(one: LanczosMeasures, other: LanczosMeasures) -> float:
+    """Wasserstein distance of two spectra scaled to ‖H‖ = 1, over E|λ| of the first."""
+    nodes, others = (m.nodes.numpy().ravel() / m.bound for m in (one, other))
+    weights = one.weights.numpy().ravel()
+    distance = wasserstein_distance(others, nodes, other.weights.numpy().ravel(), weights)
+    return float(distance / (np.abs(nodes) @ weights) * weights.sum())
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,43 @@ def gradient_size(network: nn.Module, x: Tensor, y: Tensor) -> Gradient:
     for parameter, part in zip(parameters, parts, strict=True):
         sums[parameter.ndim > 1] += float(part.double().square().sum())
     return Gradient(sums[True], sums[False], bool((y * T < 1).all()))
+
+
+def homogeneous_sizes(
+    x: Tensor, y: Tensor, factors: Sequence[float], *, layers: int, width: float, networks: int, samples: int,
+    iterations: int, seed: int,
+) -> tuple[Float[np.ndarray, "networks c"], Float[np.ndarray, " c"]]:  # fmt: skip
+    """‖∇R‖² by the weights of :func:`initialized_vgg` at each c, and the range of the first network's Hessian by them.
+
+    Parameters
+    ----------
+    factors
+        c of the initialization.
+    samples, iterations
+        First images that the Hessian is over, and steps of Lanczos.
+
+    Raises
+    ------
+    ValueError
+        If a sample is beyond its margin, where neither is a power of c.
+    """
+    squares, ranges = np.empty((networks, len(factors))), np.empty(len(factors))
+    for k, j in np.ndindex(*squares.shape):
+        network = initialized_vgg(factors[j], width=width, seed=seed + k, layers=layers)
+        found = gradient_size(network, x, y)
+        if not found.inside:
+            raise ValueError(f"a sample is beyond its margin at c = {factors[j]:g}; a smaller c is needed")
+        squares[k, j] = found.weights
+        if k == 0:
+            names = [name for name, parameter in network.named_parameters() if parameter.ndim > 1]
+            H = hinge_hessian(network, x[:samples], y[:samples], names=names)
+            ranges[j] = lanczos_measures(H, iterations=iterations, starts=1, seed=seed).bound
+    return squares, ranges
+
+
+def layer_factor(depths: Sequence[int], squares: Float[np.ndarray, "networks depths"]) -> float:
+    """exp of the slope of ln(E‖∇T‖²/L) against L: what each layer multiplies the squared gradient norm by."""
+    return float(np.exp(np.polyfit(depths, np.log(squares.mean(0) / np.asarray(depths)), 1)[0]))
 
 
 def expected_gradient(n: int, L: int, c: float) -> float:
@@ -184,6 +230,14 @@ def batch_norm_gradient(widths: Sequence[int], x: Float[Tensor, "N d"], seed: in
         found.append((np.array(euler), torch.cat([g.flatten() for g in parts])))
     (true, gradient), (held, other) = found
     return BatchNormGradient(true, held, float((other - gradient).norm() / gradient.norm()))
+
+
+def random_batches(data: BinaryData, number: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many batches of 64 images with their labels, drawn with replacement; equal seeds mean equal batches."""
+    order = torch.Generator().manual_seed(index(seed))
+    for _ in range(number):
+        rows = torch.randint(len(data.y), (BATCH_SIZE,), generator=order).to(data.x.device)
+        yield data.x[rows], data.y[rows]
 
 
 @dataclass(frozen=True)
