@@ -91,7 +91,7 @@ def test_hidden_moments_against_simulated_networks():
     # N = d = 300: both sides differ by terms of order 1/d, a few per mille, below the standard errors here.
     C, m, gamma = 16, 4, 1.0
     moments = theory.hidden_moments(C, m, 3000, 64, generator(1))
-    networks = list(hidden_block_norms(300, 300, m, [C], 600, generator(2)))
+    networks = list(hidden_block_norms(300, 300, m, [C], 600, generator(2), output_classes=32))
     for predicted, name in ((moments.h_ii(gamma), "ce_ii"), (moments.h_ij(gamma), "ce_ij")):
         measured = theory.SampledValue.of(torch.cat([getattr(n, name) for n in networks]) / 300)
         assert abs(predicted.value - measured.value) < 4.5 * math.hypot(predicted.error, measured.error)
@@ -106,6 +106,28 @@ def test_hidden_moments_against_simulated_networks():
     # What (92) prints loses the covariance that V induces; the networks see it.
     ce_ij = theory.SampledValue.of(torch.cat([n.ce_ij for n in networks]) / 300)
     assert ce_ij.deviation(moments.h_ij_printed(gamma)) < -2.5
+
+
+@pytest.mark.parametrize(("d", "N", "m"), [(6, 12, 3), (2, 6, 4)])
+def test_hidden_moments_at_a_finite_dimension_are_those_of_networks_of_that_size(d, N, m):
+    # So small that the shared weights of the first layer matter; in the second case W x has fewer dimensions than m.
+    C = 8
+    moments = theory.hidden_moments(C, m, 12_000, 16, generator(1), d=d)
+    limit = theory.hidden_moments(C, m, 6_000, 16, generator(3))
+    networks = list(hidden_block_norms(d, N, m, [C], 8_000, generator(2), output_classes=C))
+    fields = (("h_ii", "ce_ii", d), ("h_ij", "ce_ij", d), ("q_ii", "vv_ii", 1), ("q_ij", "vv_ij", 1))
+    infinite = {"q_ii": limit.q_ii_at(N), "q_ij": limit.q_ij_at(N)}
+    infinite |= {"h_ii": limit.h_ii(d / N), "h_ij": limit.h_ij(d / N)}
+    for name, field, scale in fields:
+        predicted = getattr(moments, f"{name}_at")(N)
+        measured = theory.SampledValue.of(torch.cat([getattr(x, field) for x in networks]) / scale)
+        error = math.hypot(predicted.error, measured.error)
+        assert abs(predicted.value - measured.value) < 4.5 * error
+        assert error < 0.06 * measured.value
+        if d == 6 and name != "h_ii":  # without W it would be seen to be wrong
+            assert measured.value - infinite[name].value > 5 * math.hypot(infinite[name].error, measured.error)
+    with pytest.raises(ValueError, match="d is infinite"):
+        limit.h_ii_at(N)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0])
@@ -157,7 +179,7 @@ def test_linear_simulation_against_autograd():
 @pytest.mark.parametrize("C", [2, 5])
 def test_hidden_simulation_against_autograd(C):
     d, N, m = 3, 8, 3
-    norms = next(hidden_block_norms(d, N, m, [C], 1, generator(7)))
+    norms = next(hidden_block_norms(d, N, m, [C], 1, generator(7), output_classes=32))
     g = generator(7)
     X = torch.randn(N, d, generator=g).double()
     W = (torch.randn(m, d, generator=g) / math.sqrt(d)).double()
@@ -194,6 +216,8 @@ def test_hidden_simulation_against_autograd(C):
         (lambda: next(linear_block_norms(3, 3, [0], 1, generator())), "at least 2"),
         (lambda: next(linear_block_norms(3, 3, [8, 4], 1, generator())), "must increase"),
         (lambda: next(hidden_block_norms(3, 3, 1, [4], 1, generator())), "m must be at least 2"),
+        (lambda: next(hidden_block_norms(3, 3, 2, [4], 1, generator(), output_classes=1)), "0 or at least 2"),
+        (lambda: theory.hidden_moments(4, 2, 2, 2, generator(), d=0), "d must be at least 1"),
         (lambda: mask_limits(1.0, 4, (80, 40), 2, generator()), "two increasing sizes"),
         (lambda: theory.sampled_limits(2, 10, generator()), "at least 3"),
     ],

@@ -78,7 +78,7 @@ def test_simulated_spectra_solve_the_equations():
         assert np.abs(found / wrong - 1).max() > 0.1
 
 
-def test_decoupling_makes_no_difference_without_a_dependence_and_shrinks_with_n():
+def test_what_decoupling_changes_shrinks_like_the_root_of_n():
     z = np.array([0.1 + 0.1j])
     coarse, fine = (decoupling_gap(n, n, 3, z, 100, generator(n)) for n in (20, 80))
     rms = [math.sqrt((np.abs(gap) ** 2).mean()) for gap in (coarse, fine)]

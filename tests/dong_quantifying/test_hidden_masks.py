@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.dong_quantifying.block_norms import SampledValue
-from common.dong_quantifying.hidden_masks import block_ratio, mask_norms, shared_activity_variance
+from common.dong_quantifying.hidden_masks import MaskNorms, block_ratio, mask_norms, shared_activity_variance
 from common.dong_quantifying.networks import lecun_weights
 from common.hessian.hidden_layer import HiddenLayerHessian
 
@@ -34,10 +34,17 @@ def test_block_ratio_is_that_of_simulated_networks(loss, C):
     X = samples()
     scale = 1.0 if loss == "MSE" else 1e-3  # the logits are small: p = 1/C
     off, diagonal = simulated(X, C, loss, 1500, scale).T
-    ratio = block_ratio(X, C, loss)
+    ratio = block_ratio([mask_norms(X)], C, loss)
     gap = SampledValue.of(off - ratio * diagonal)  # of mean 0
     assert abs(gap.deviation(0.0)) < 4.5
     assert gap.error < 0.07 * off.mean()
+
+
+def test_over_draws_of_the_samples_both_norms_are_averaged_before_their_ratio():
+    few, many = MaskNorms(3.0, 1.0), MaskNorms(1.0, 0.5)
+    assert block_ratio([few, many], 2, "MSE") == pytest.approx(1.5 / 4 / 4)
+    with pytest.raises(ValueError, match="draws must be at least 1"):
+        block_ratio([], 2, "MSE")
 
 
 def test_mask_norms_are_those_of_simulated_masks():
@@ -81,8 +88,8 @@ def test_variance_of_the_number_of_shared_samples_in_its_limit():
     ("call", "message"),
     [
         (lambda: mask_norms(torch.zeros(2, 3)), "no angle"),
-        (lambda: block_ratio(samples(), 1, "CE"), "C must be at least 2"),
-        (lambda: block_ratio(samples(), 2, "hinge"), "'CE' or 'MSE'"),
+        (lambda: block_ratio([mask_norms(samples())], 1, "CE"), "C must be at least 2"),
+        (lambda: block_ratio([mask_norms(samples())], 2, "hinge"), "'CE' or 'MSE'"),
         (lambda: shared_activity_variance(1, 5), "d must be at least 2"),
     ],
 )

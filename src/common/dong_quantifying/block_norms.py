@@ -192,18 +192,21 @@ def g_ij_limit(gamma: float) -> float:
 
 @dataclass(frozen=True)
 class HiddenMoments:
-    """Moments of Section 7.2 at C classes and m neurons, one sample for each independent draw of V.
+    """Moments of Section 7.2 at C classes and m neurons, one sample for each independent draw of V (and of W).
 
     Attributes
     ----------
     xi, xi_squared, xi_pair : Tensor, shape (R,)
-        Conditional on V: E[ξ], E[ξ²], E[ξ]²; averaged over the neurons, which are exchangeable.
+        Conditional on V: E[ξ], E[ξ²], E[ξ]²; averaged over the neurons, which are exchangeable. At a finite d they are
+        conditional on W, too, and the last two are E[ξ² |x|⁴]/d² and E[ξξ' (x·x')²]/d of two samples x and x'.
     eta, eta_squared, eta_pair : Tensor, shape (R,)
         The same for η, averaged over the pairs of neurons.
     q_ii, q_ij : Tensor, shape (R,)
         Squared norms of E[p_i (1 - p_i) σσᵀ | V] and E[p_i p_j σσᵀ | V], averaged over classes and their pairs.
     q_ii_own, q_ij_own : Tensor, shape (R,)
         E[(p_i (1 - p_i))² |σ|⁴ | V] and E[(p_i p_j)² |σ|⁴ | V]: what a sample contributes together with itself.
+    d : float
+        Dimension of the samples, infinite in the limit.
     """
 
     xi: Float[Tensor, "R"]
@@ -216,14 +219,34 @@ class HiddenMoments:
     q_ij: Float[Tensor, "R"]
     q_ii_own: Float[Tensor, "R"]
     q_ij_own: Float[Tensor, "R"]
+    d: float = math.inf
 
     def q_ii_at(self, N: int) -> SampledValue:
-        r"""E||H_{v_i v_i}||² under CE with N samples: q_ii and 1/N of the pairs of a sample with itself."""
+        r"""E||H_{v_i v_i}||² under CE with N samples of dimension d: q_ii and 1/N of the pairs of one with itself."""
         return SampledValue.of(self.q_ii + (self.q_ii_own - self.q_ii) / N)
 
     def q_ij_at(self, N: int) -> SampledValue:
-        """E||H_{v_i v_j}||² under CE with N samples, like :meth:`q_ii_at`."""
+        """E||H_{v_i v_j}||² under CE with N samples of dimension d, like :meth:`q_ii_at`."""
         return SampledValue.of(self.q_ij + (self.q_ij_own - self.q_ij) / N)
+
+    def h_ii_at(self, N: int) -> SampledValue:
+        """E||H_{w_i w_i}||²/d under CE with N samples of dimension d.
+
+        Raises
+        ------
+        ValueError
+            If these are moments of the limit.
+        """
+        return self._at(N, self.xi_squared, self.xi_pair)
+
+    def h_ij_at(self, N: int) -> SampledValue:
+        """E||H_{w_i w_j}||²/d under CE with N samples of dimension d, like :meth:`h_ii_at`."""
+        return self._at(N, self.eta_squared, self.eta_pair)
+
+    def _at(self, N: int, own: Tensor, pair: Tensor) -> SampledValue:
+        if math.isinf(self.d):
+            raise ValueError("these are moments of the limit, d is infinite")
+        return SampledValue.of(self.d / N * own + (1 - 1 / N) * pair)
 
     def h_ii(self, gamma: float) -> SampledValue:
         """Limit of E||H_{w_i w_i}||²/d under CE: (91) with E over V taken of the square, not before it."""
@@ -242,32 +265,61 @@ class HiddenMoments:
         return gamma * self.eta_squared.mean().item() + self.eta.mean().item() ** 2
 
 
-def _square_of_mean(samples: Float[Tensor, "S ..."]) -> Float[Tensor, "..."]:
-    """Unbiased estimate of E[x]² from independent samples along dim 0: the mean of x_s x_t over s ≠ t."""
+def _of_pairs(samples: Float[Tensor, "S K"], weights: Float[Tensor, "S S"] | None) -> Float[Tensor, "K"]:
+    """Unbiased estimate of E[x x' w(x, x')] from independent samples along dim 0: the mean of x_s x_t w_st over s ≠ t.
+
+    Without weights it is one of E[x]².
+    """
     S = len(samples)
-    return (samples.sum(0) ** 2 - (samples**2).sum(0)) / (S * (S - 1))
+    if weights is None:
+        return (samples.sum(0) ** 2 - (samples**2).sum(0)) / (S * (S - 1))
+    return ((weights.clone().fill_diagonal_(0) @ samples) * samples).sum(0) / (S * (S - 1))
 
 
-def hidden_moments(C: int, m: int, draws: int, samples: int, generator: torch.Generator) -> HiddenMoments:
+def _projections(
+    m: int, d: int, samples: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "S m"], Float[Tensor, "S"], Float[Tensor, "S S"]]:
+    """Projections W x of samples in d dimensions on one draw of W, and E[|x|⁴ | W x]/d² and E[(x·x')² | W x, W x']/d.
+
+    What lies outside the rows of W is independent of the projections and need not be drawn.
+    """
+    W = torch.randn(m, d, generator=generator, dtype=torch.float64) / math.sqrt(d)
+    triangle = torch.linalg.qr(W.T, mode="r").R
+    rank = len(triangle)
+    u = torch.randn(samples, rank, generator=generator, dtype=torch.float64)
+    square = (u**2).sum(1)
+    rest = d - rank
+    own = (square**2 + 2 * square * rest + rest * (rest + 2)) / d**2
+    return u @ triangle, own, ((u @ u.T).square_() + rest) / d
+
+
+def hidden_moments(
+    C: int, m: int, draws: int, samples: int, generator: torch.Generator, *, d: int | None = None
+) -> HiddenMoments:
     """Moments of Section 7.2 by Monte Carlo over V (``draws`` times) and, for each V, over z (``samples`` times).
 
-    The projections W x of a sample are replaced by z ~ N(0, I_m), as the paper's decoupling allows. Products of two
-    expectations given the same V are estimated without bias from pairs of different samples.
+    The projections W x of a sample are replaced by z ~ N(0, I_m), as the paper's decoupling allows; at a finite ``d``
+    a W is drawn with each V, which all samples share as they share V. Products of two expectations given the same V
+    are estimated without bias from pairs of different samples.
 
     Raises
     ------
     ValueError
-        If C < 2, m < 2, samples < 2 or draws < 1.
+        If C < 2, m < 2, samples < 2, draws < 1 or d < 1.
     """
     _check_classes(C)
-    check_least(1, draws=draws)
+    check_least(1, draws=draws, d=math.inf if d is None else d)
     if m < 2 or samples < 2:
         raise ValueError(f"at least 2 neurons and 2 samples are needed, got m = {m} and samples = {samples}")
     upper = torch.triu_indices(m, m, offset=1)
     rows = []
     for _ in range(draws):
         V = torch.randn(C, m, generator=generator, dtype=torch.float64) / math.sqrt(m)
-        z = torch.randn(samples, m, generator=generator, dtype=torch.float64)
+        if d is None:
+            z, lengths, angles = torch.randn(samples, m, generator=generator, dtype=torch.float64), 1.0, None
+        else:
+            z, lengths, angles = _projections(m, d, samples, generator)
+            lengths = lengths[:, None]
         s = z.clamp(min=0)
         active = (z > 0).to(z.dtype)
         p = torch.softmax(s @ V.T, dim=1)
@@ -278,21 +330,21 @@ def hidden_moments(C: int, m: int, draws: int, samples: int, generator: torch.Ge
         eta = covariance[:, upper[0], upper[1]]
         gram = (s @ s.T).square_()
         own = gram.diagonal() / samples
-        gram = gram.clone().fill_diagonal_(0) / (samples * (samples - 1))
+        gram = gram.fill_diagonal_(0) / (samples * (samples - 1))
         variance = p * (1 - p)
         squares = p * p
         same = p @ p.T
         rows.append(
             torch.stack([
-                xi.mean(), (xi**2).mean(), _square_of_mean(xi).mean(),
-                eta.mean(), (eta**2).mean(), _square_of_mean(eta).mean(),
+                xi.mean(), (lengths * xi**2).mean(), _of_pairs(xi, angles).mean(),
+                eta.mean(), (lengths * eta**2).mean(), _of_pairs(eta, angles).mean(),
                 (gram * (variance @ variance.T)).sum() / C,
                 (gram * (same**2 - squares @ squares.T)).sum() / (C * (C - 1)),
                 own @ (variance**2).sum(1) / C,
                 own @ (squares.sum(1) ** 2 - (squares**2).sum(1)) / (C * (C - 1)),
             ])
         )  # fmt: skip
-    return HiddenMoments(*torch.stack(rows, dim=1))
+    return HiddenMoments(*torch.stack(rows, dim=1), math.inf if d is None else d)
 
 
 def h_ii_limit(gamma: float, m: int) -> float:

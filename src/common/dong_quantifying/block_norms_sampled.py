@@ -41,6 +41,13 @@ def _class_chunks(counts: Sequence[int], N: int, entries: int = 2**22) -> Iterat
             start = end
 
 
+def _class_weights(p: Float[Tensor, "N k"], averaged: int) -> tuple[Float[Tensor, "N a"], Float[Tensor, "N b"]]:
+    """Weights p_i (1 - p_i) of the first classes and p_i p_j of their pairs; one of each if ``averaged`` is 1."""
+    i, j = torch.triu_indices(p.shape[1], p.shape[1], offset=1)
+    own, pairs = p * (1 - p), p[:, i] * p[:, j]
+    return (own[:, :1], pairs[:, :1]) if averaged == 1 else (own, pairs)
+
+
 def linear_block_norms(
     d: int, N: int, class_counts: Sequence[int], realizations: int, generator: torch.Generator, *, averaged: int = 1
 ) -> Iterator[Float[Tensor, "K 2"]]:
@@ -84,12 +91,7 @@ def linear_block_norms(
             first = torch.cat([first, exponentials[:, : max(2, averaged) - first.shape[1]].double()], dim=1)
             partition += exponentials.sum(1, dtype=torch.float64)
             if stop in counts:
-                p = first / partition[:, None]
-                if averaged == 1:
-                    own, pairs = p[:, :1] * (1 - p[:, :1]), p[:, :1] * p[:, 1:2]
-                else:
-                    i, j = torch.triu_indices(p.shape[1], p.shape[1], offset=1)
-                    own, pairs = p * (1 - p), p[:, i] * p[:, j]
+                own, pairs = _class_weights(first / partition[:, None], averaged)
                 # Norms grow or shrink with C by many orders: scale by C before float32, back after.
                 norms = weighted_gram_norms(gram, torch.cat([stop * own, stop**2 * pairs], dim=1).float()).double()
                 own, pairs = norms.tensor_split([own.shape[1]])
@@ -109,9 +111,9 @@ class HiddenNorms:
         The same under MSE, (8).
     mask_ii, mask_ij : Tensor, shape ()
         Of these, the part that has no V: the matrices L_ii and L_ij of Section 7.2.2.
-    vv_ii, vv_ij : Tensor, shape (K,)
-        H_{v_i v_i} and H_{v_i v_j} under CE, (15), averaged over the first 32 classes, or all if there are fewer, and
-        their pairs.
+    vv_ii, vv_ij : Tensor, shape (K,) or (0,)
+        H_{v_i v_i} and H_{v_i v_j} under CE, (15), averaged over the first classes, or all if there are fewer, and
+        their pairs; empty if they were left out.
     """
 
     ce_ii: Float[Tensor, "K"]
@@ -120,23 +122,19 @@ class HiddenNorms:
     mse_ij: Float[Tensor, "K"]
     mask_ii: Float[Tensor, ""]
     mask_ij: Float[Tensor, ""]
-    vv_ii: Float[Tensor, "K"]
-    vv_ij: Float[Tensor, "K"]
-
-
-#: Classes whose blocks of the output layer are looked at.
-_OUTPUT_CLASSES = 32
-
-
-def _output_norms(S: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared norms of H_{v_i v_i} and H_{v_i v_j}, (15), of classes with probabilities p, (N, k)."""
-    i, j = torch.triu_indices(p.shape[1], p.shape[1])
-    norms = weighted_block_norms(S, p[:, i] * ((i == j).to(p.dtype) - p[:, j]))
-    return norms[i == j].mean(), norms[i != j].mean()
+    vv_ii: Float[Tensor, "L"]
+    vv_ij: Float[Tensor, "L"]
 
 
 def hidden_block_norms(
-    d: int, N: int, m: int, class_counts: Sequence[int], realizations: int, generator: torch.Generator
+    d: int,
+    N: int,
+    m: int,
+    class_counts: Sequence[int],
+    realizations: int,
+    generator: torch.Generator,
+    *,
+    output_classes: int = 0,
 ) -> Iterator[HiddenNorms]:
     """Norms of the blocks of the one-hidden-layer model, (8), (14), (15), one realization after another.
 
@@ -148,6 +146,9 @@ def hidden_block_norms(
         Number of hidden ReLU neurons, at least 2; W ~ N(0, 1/d), V ~ N(0, 1/m).
     class_counts, realizations
         As in :func:`linear_block_norms`.
+    output_classes
+        Over the blocks of how many classes those of the output layer are averaged, and over their pairs; 0 leaves them
+        out.
 
     Yields
     ------
@@ -156,12 +157,15 @@ def hidden_block_norms(
     Raises
     ------
     ValueError
-        If the class counts are not increasing or below 2, m < 2, or d, N or the number of realizations is below 1.
+        If the class counts are not increasing or below 2, m < 2, the number of output classes is 1 or negative, or d, N
+        or the number of realizations is below 1.
     """
     counts = _checked_counts(class_counts)
     check_least(1, d=d, N=N, realizations=realizations)
     if m < 2:
         raise ValueError(f"the number of hidden neurons m must be at least 2, got {m}")
+    if output_classes < 0 or output_classes == 1:
+        raise ValueError(f"the number of output classes must be 0 or at least 2, got {output_classes}")
     rows, columns = torch.triu_indices(m, m)
     diagonal = rows == columns
     for _ in range(realizations):
@@ -180,7 +184,7 @@ def hidden_block_norms(
             V = torch.randn(stop - start, m, generator=generator, dtype=torch.float64) / math.sqrt(m)
             products = V[:, rows] * V[:, columns]
             exponentials = torch.mm(F, V.T).exp_()
-            first = torch.cat([first, exponentials[:, : _OUTPUT_CLASSES - first.shape[1]]], dim=1)
+            first = torch.cat([first, exponentials[:, : output_classes - first.shape[1]]], dim=1)
             sums += exponentials @ torch.cat([torch.ones(len(V), 1, dtype=V.dtype), V, products], dim=1)
             inner += products.sum(0)
             if stop in counts:
@@ -188,10 +192,13 @@ def hidden_block_norms(
                 covariance = sums[:, m + 1 :] / sums[:, :1] - mean[:, rows] * mean[:, columns]
                 ce.append(weighted_gram_norms(gram, covariance * both))
                 mse.append(inner**2 * mask_norms)
-                output.append(torch.stack(_output_norms(F, first / sums[:, :1])))
+                if output_classes:
+                    own, pairs = _class_weights(first / sums[:, :1], output_classes)
+                    vv = weighted_block_norms(F, torch.cat([own, pairs], dim=1)).tensor_split([own.shape[1]])
+                    output.append(torch.stack([part.mean() for part in vv]))
         norms = (torch.stack(ce), torch.stack(mse), mask_norms)
         hidden = (x[..., which].mean(-1) for x in norms for which in (diagonal, ~diagonal))
-        yield HiddenNorms(*hidden, *torch.stack(output, dim=1))
+        yield HiddenNorms(*hidden, *(torch.stack(output, dim=1) if output else (F.new_empty(0), F.new_empty(0))))
 
 
 def mask_limits(

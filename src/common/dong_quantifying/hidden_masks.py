@@ -11,6 +11,7 @@ exactly, and V is independent of them. Nothing tends to infinity here.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,8 +54,8 @@ def mask_norms(X: Float[Tensor, "N d"]) -> MaskNorms:
     return MaskNorms(ii / len(X) ** 2, ij / len(X) ** 2)
 
 
-def block_ratio(X: Float[Tensor, "N d"], C: int, loss: str) -> float:
-    r"""E||H_{w_i w_j}||² / E||H_{w_i w_i}||² at initialization, given the samples X, shape (N, d).
+def block_ratio(masks: Sequence[MaskNorms], C: int, loss: str) -> float:
+    r"""E||H_{w_i w_j}||² / E||H_{w_i w_i}||² at initialization, over W and V and one or more draws of the samples.
 
     Under MSE :math:`E(\sum_c V_{ci} V_{cj})^2 / E(\sum_c V_{ci}^2)^2 = 1 / (C + 2)` times that of the masks, exactly.
     Under CE with logits so small that :math:`p = 1/C`, the covariance of the C rows of V takes the place of their
@@ -62,19 +63,21 @@ def block_ratio(X: Float[Tensor, "N d"], C: int, loss: str) -> float:
 
     Parameters
     ----------
+    masks
+        Of :func:`mask_norms`, one for each draw of the samples.
     C
         Number of classes, at least 1; at least 2 under CE.
 
     Raises
     ------
     ValueError
-        If C is too small, the loss is unknown, or as :func:`mask_norms`.
+        If C is too small, the loss is unknown, or there are no samples.
     """
     if loss not in ("CE", "MSE"):
         raise ValueError(f"the loss must be 'CE' or 'MSE', got {loss!r}")
     check_least(2 if loss == "CE" else 1, C=C)
-    masks = mask_norms(X)
-    return masks.ij / masks.ii / (C + 2 if loss == "MSE" else C + 1)
+    check_least(1, draws=len(masks))
+    return sum(x.ij for x in masks) / sum(x.ii for x in masks) / (C + 2 if loss == "MSE" else C + 1)
 
 
 def shared_activity_variance(d: int, N: int) -> float:
