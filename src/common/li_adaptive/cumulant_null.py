@@ -120,6 +120,13 @@ def expected_null_count(
     }
 
 
+def drawn_means(
+    counts: Float[np.ndarray, " R"], *, members: int, number: int, rng: np.random.Generator
+) -> Float[np.ndarray, " number"]:
+    """So many means over ``members`` of R independent counts, drawn with replacement."""
+    return counts[rng.integers(len(counts), size=(number, members))].mean(1)
+
+
 def mean_tail(
     counts: Float[np.ndarray, " R"], printed: float, *, members: int, seed: int, draws: int = 4000, resamples: int = 200
 ) -> Estimate:
@@ -138,7 +145,7 @@ def mean_tail(
     rng, counts = np.random.default_rng(seed), np.asarray(counts, dtype=float)
 
     def tail(v: np.ndarray, number: int) -> float:
-        means = v[rng.integers(len(v), size=(number, members))].mean(1)
+        means = drawn_means(v, members=members, number=number, rng=rng)
         return min(1.0, 2 * min(np.mean(means <= printed), np.mean(means >= printed)))
 
     value = tail(counts, draws)
