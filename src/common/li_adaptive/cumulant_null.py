@@ -121,10 +121,11 @@ def expected_null_count(
 
 
 def drawn_means(
-    counts: Float[np.ndarray, " R"], *, members: int, number: int, rng: np.random.Generator
-) -> Float[np.ndarray, " number"]:
-    """So many means over ``members`` of R independent counts, drawn with replacement."""
-    return counts[rng.integers(len(counts), size=(number, members))].mean(1)
+    counts: Float[np.ndarray, " R"], *, members: int, seed: int | np.random.Generator, draws: int = 4000
+) -> Float[np.ndarray, " draws"]:
+    """Means over ``members`` of R independent counts, drawn with replacement; those of :func:`mean_tail` too."""
+    rng = np.random.default_rng(seed)
+    return counts[rng.integers(len(counts), size=(draws, members))].mean(1)
 
 
 def mean_tail(
@@ -145,7 +146,7 @@ def mean_tail(
     rng, counts = np.random.default_rng(seed), np.asarray(counts, dtype=float)
 
     def tail(v: np.ndarray, number: int) -> float:
-        means = drawn_means(v, members=members, number=number, rng=rng)
+        means = drawn_means(v, members=members, seed=rng, draws=number)
         return min(1.0, 2 * min(np.mean(means <= printed), np.mean(means >= printed)))
 
     value = tail(counts, draws)
