@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from common.li_adaptive.cumulant_null import expected_null_count, mean_tail
+from common.li_adaptive.cumulant_null import drawn_means, expected_null_count, mean_tail
 from common.li_adaptive.cumulants import count_cumulants
 
 
@@ -57,3 +57,15 @@ def test_tail_probabilities_of_a_mean_are_those_of_the_normal_law():
         assert found.value == pytest.approx(2 * stats.norm.sf(abs(deviations)), rel=0.15)
         assert found.interval[0] <= found.value <= found.interval[1]
     assert mean_tail(counts, 1e3, members=5, seed=1).interval[1] < 0.05
+
+
+def test_means_that_are_drawn_are_those_of_the_tail():
+    counts = np.random.default_rng(0).normal(10, 3, 400)
+    means = drawn_means(counts, members=5, seed=1)
+    assert means.shape == (4000,)
+    assert means.mean() == pytest.approx(counts.mean(), abs=0.1)
+    assert means.std() == pytest.approx(counts.std() / 5**0.5, rel=0.05)
+    printed = 8.0
+    assert mean_tail(counts, printed, members=5, seed=1).value == 2 * min(
+        (means <= printed).mean(), (means >= printed).mean()
+    )

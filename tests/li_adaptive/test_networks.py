@@ -148,3 +148,7 @@ def test_a_training_that_explodes_says_so():
         train_sgd(network, data, data, **ARGUMENTS | {"lr": 1e30})
     with pytest.raises(ValueError, match="epochs must lie in"):
         train_sgd(network, data, data, **ARGUMENTS | {"keep": [7]})
+
+
+def test_ten_layers_of_a_hundred_neurons_have_some_ninety_thousand_parameters():
+    assert sum(p.numel() for p in perceptron([100] * 10).parameters()) == 90_100

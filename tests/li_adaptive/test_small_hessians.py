@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.hessian.spectral_measure import asymmetry
-from common.li_adaptive.hinge_hessian import formed_hessian
+from common.li_adaptive.hinge_hessian import formed_hessian, margins
 from common.li_adaptive.networks import initialize, perceptron
 from common.li_adaptive.small_hessians import (
     FixedDropout,
@@ -108,10 +108,20 @@ def test_samples_and_sizes_that_do_not_fit_are_refused():
     assert found.dtype == torch.float64
 
 
-def test_samples_beyond_the_margin_are_taken_where_asked_for():
-    x, y, generator = problem()
-    H, _ = random_hessians([4, 5, 5], 3, 5 * x, y, generator, scale=2.0, inside=False)
-    assert H.shape == (3, 50, 50) and H.any()
+def test_samples_beyond_the_margin_are_taken_where_asked_for_and_add_nothing():
+    x, y, _ = problem()
+    shape, how = ([4, 5, 5], 3), {"scale": 2.0, "inside": False}
+    seeds = [torch.Generator().manual_seed(4) for _ in range(2)]
+    H, _ = random_hessians(*shape, 5 * x, y, seeds[0], **how)
+    for k in range(3):
+        network = perceptron(shape[0]).double()
+        initialize(network, "fan-in", seeds[1], scale=2.0)
+        active = margins(network, 5 * x, y) < 1
+        assert 0 < active.sum() < len(y)  # some samples are beyond their margin, not all
+        share = float(active.double().mean())
+        torch.testing.assert_close(H[k], share * formed_hessian(network, 5 * x[active], y[active]))
+    with pytest.raises(ValueError, match="beyond its margin"):
+        random_hessians(*shape, 5 * x, y, torch.Generator().manual_seed(4), scale=2.0)
 
 
 def test_a_dead_layer_is_a_local_minimum_of_risk_one():

@@ -192,6 +192,18 @@ def test_written_gallery_is_up_to_date_until_a_record_changes(repository, capsys
     assert gallery.stale_files() == [root / "figures" / "README.md", root / "README.md"]
 
 
+def test_errata_show_the_records_that_are_counted(repository):
+    root = repository(*RECORDS)
+    (root / "errata").mkdir()
+    entry = "- {at: Theorem 1, printed: a, correct: b, consequence: none, claims: [fig08_linear/%s]}"
+    (root / "errata" / "dong_quantifying.yaml").write_text(entry % "limit")
+    gallery.write_gallery()
+    assert "; not reproduced" in (root / "errata" / "dong_quantifying.md").read_text()
+    (root / "errata" / "dong_quantifying.yaml").write_text(entry % "spread")  # of the smaller scale alone
+    with pytest.raises(ValueError, match="no record has the claim fig08_linear/spread"):
+        gallery.write_gallery()
+
+
 def test_an_edit_by_hand_is_noticed(repository):
     root = repository(*RECORDS)
     gallery.write_gallery()

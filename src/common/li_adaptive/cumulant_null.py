@@ -120,6 +120,14 @@ def expected_null_count(
     }
 
 
+def drawn_means(
+    counts: Float[np.ndarray, " R"], *, members: int, seed: int | np.random.Generator, draws: int = 4000
+) -> Float[np.ndarray, " draws"]:
+    """Means over ``members`` of R independent counts, drawn with replacement; those of :func:`mean_tail` too."""
+    rng = np.random.default_rng(seed)
+    return counts[rng.integers(len(counts), size=(draws, members))].mean(1)
+
+
 def mean_tail(
     counts: Float[np.ndarray, " R"], printed: float, *, members: int, seed: int, draws: int = 4000, resamples: int = 200
 ) -> Estimate:
@@ -138,7 +146,7 @@ def mean_tail(
     rng, counts = np.random.default_rng(seed), np.asarray(counts, dtype=float)
 
     def tail(v: np.ndarray, number: int) -> float:
-        means = v[rng.integers(len(v), size=(number, members))].mean(1)
+        means = drawn_means(v, members=members, seed=rng, draws=number)
         return min(1.0, 2 * min(np.mean(means <= printed), np.mean(means >= printed)))
 
     value = tail(counts, draws)

@@ -1,7 +1,7 @@
-"""The first epoch of a training of Li, App G, step by step: the Hessian over all images while many of them are active.
+"""The first epoch of a training of Li, App G.2, step by step: the Hessian over all images while many are active.
 
 The hinge loss soon leaves few images inside their margin, and a Hessian over some of the images then comes from one or
-none. The steps are those that :func:`~common.li_adaptive.training.train_recipe` takes, made again from their seed.
+none. The steps are those of :func:`~common.li_adaptive.training.train_recipe`, watched from the optimizer.
 """
 
 from collections.abc import Sequence
@@ -12,22 +12,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from common.cache import cached
 from common.devices import default_device
 from common.hessian.spectral_measure import edge_eigenvalues
 from common.li_adaptive.data import zero_against_rest
 from common.li_adaptive.hinge_hessian import hinge_hessian, margins
-from common.li_adaptive.networks import initialize
-from common.li_adaptive.training import BATCH_SIZE, MOMENTUM, RECIPES, HingeLoss
+from common.li_adaptive.trained import edge_asymmetry
+from common.li_adaptive.training import BATCH_SIZE, RECIPES, train_recipe
+
+#: The recipe; that of the VGG stands apart, as with batch norm a margin depends on the batch.
+NETWORK = "LeNet"
 
 
-def first_steps(name: str, width: float, x: Tensor, y: Tensor, steps: Sequence[int], seed: int) -> Float[Tensor, "K P"]:
-    """Parameters after some numbers of steps of the first epoch, those of ``train_recipe`` with the same arguments.
+def first_steps(x: Tensor, y: Tensor, steps: Sequence[int], seed: int) -> Float[Tensor, "K P"]:
+    """Parameters of the LeNet after some numbers of steps of the first epoch.
 
     Parameters
     ----------
-    name, width, x, y, seed
+    x, y, seed
         As :func:`~common.li_adaptive.training.train_recipe` has them.
     steps
         From 0, the initialization, to those of a whole epoch.
@@ -40,28 +44,19 @@ def first_steps(name: str, width: float, x: Tensor, y: Tensor, steps: Sequence[i
     epoch = -(-len(y) // BATCH_SIZE)
     if outside := [k for k in steps if not 0 <= k <= epoch]:
         raise ValueError(f"the first epoch has steps 0..{epoch}, got {outside}")
-    recipe, device = RECIPES[name], default_device()
-    network = recipe.build(width)
-    kind, scale = recipe.initialization
-    initialize(network, kind, torch.Generator().manual_seed(seed), scale=scale)
-    network, x, y = network.to(device).train(), x.to(device), y.to(device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=MOMENTUM)
-    loss, found = HingeLoss(), {}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        generator = torch.Generator().manual_seed(seed * 100_003)
-        torch.manual_seed(seed * 100_003)
-        order = torch.randperm(len(y), generator=generator).to(device).split(BATCH_SIZE)
-        for k in range(max(steps, default=0) + 1):
-            if k in steps:
-                found[k] = parameters_to_vector(network.parameters()).detach().clone()
-            if k == max(steps):
-                break
-            rows = order[k]
-            batch = x[rows] if recipe.augment is None else recipe.augment(x[rows], generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss(network(batch), y[rows]).backward()
-            optimizer.step()
-    return torch.stack([found[k] for k in steps])
+    after = []
+
+    def watch(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        after.append(None)
+        if len(after) in steps:
+            after[-1] = parameters_to_vector(optimizer.param_groups[0]["params"]).detach().clone()
+
+    handle = register_optimizer_step_post_hook(watch)
+    try:
+        found = train_recipe(NETWORK, 1.0, x, y, x[:1], y[:1], epochs=1, keep=[0], seed=seed)
+    finally:
+        handle.remove()
+    return torch.stack([[found["parameters"][0], *after][k] for k in steps])
 
 
 @dataclass(frozen=True)
@@ -90,24 +85,33 @@ class EarlyHessians:
     highest: Float[Tensor, "K k"]
 
     def edge_asymmetry(self) -> Float[np.ndarray, " K"]:
-        """Σ|λ_i + λ_{−i}| / Σ(|λ_i| + |λ_{−i}|) over the outermost eigenvalues; 0 for a zero matrix."""
-        total = (self.lowest.abs() + self.highest.abs()).sum(1)
-        return ((self.lowest + self.highest).abs().sum(1) / total.clamp(min=1e-300)).numpy()
+        """:func:`~common.li_adaptive.trained.edge_asymmetry` after each number of steps."""
+        return np.array([edge_asymmetry(*ends) for ends in zip(self.lowest, self.highest, strict=True)])
 
     def negative_share(self) -> Float[np.ndarray, " K"]:
-        """Share of negative ones among the k eigenvalues of largest modulus."""
+        """Share of negative ones among the k eigenvalues of largest modulus.
+
+        Raises
+        ------
+        ValueError
+            If k is odd: of pairs ±λ an odd number is never half negative.
+        """
+        if self.lowest.shape[1] % 2:
+            raise ValueError(
+                f"an even number of eigenvalues is needed, as they come in pairs; got {self.lowest.shape[1]}"
+            )
         both = torch.cat([self.lowest, self.highest], 1)
         order = both.abs().argsort(1, descending=True)[:, : self.lowest.shape[1]]
         return (both.gather(1, order) < 0).double().mean(1).numpy()
 
 
-def early_hessians(
-    name: str, width: float, x: Tensor, y: Tensor, steps: Sequence[int], active: int, edges: int, seed: int
-) -> dict[str, Tensor]:
-    """The fields of :class:`EarlyHessians`.
+def early_hessians(x: Tensor, y: Tensor, steps: Sequence[int], active: int, edges: int, seed: int) -> dict[str, Tensor]:
+    """The fields of :class:`EarlyHessians`, for the LeNet.
 
     Parameters
     ----------
+    x, y, steps, seed
+        As :func:`first_steps` has them.
     active
         The eigenvalues are those of the Hessian of the first images among which so many are inside their margin; of
         all images where there are fewer.
@@ -115,9 +119,9 @@ def early_hessians(
         Eigenvalues of either end.
     """
     device = default_device()
-    network, x, y = RECIPES[name].build(width).to(device).eval(), x.to(device), y.to(device)
+    network, x, y = RECIPES[NETWORK].build(1.0).to(device).eval(), x.to(device), y.to(device)
     rows = []
-    for theta in first_steps(name, width, x, y, steps, seed):
+    for theta in first_steps(x, y, steps, seed):
         vector_to_parameters(theta, network.parameters())
         inside = margins(network, x, y) < 1
         number = min(int((inside.cumsum(0) < active).sum()) + 1, len(y))
@@ -133,13 +137,17 @@ def early_hessians(
 
 
 def kept_early_hessians(
-    name: str, *, steps: Sequence[int], active: int, edges: int, seed: int, samples: int | None = None
+    *, steps: Sequence[int], active: int, edges: int, seed: int, samples: int | None = None
 ) -> EarlyHessians:
-    """:func:`early_hessians` of the training of App G at its width, on all training images or ``samples`` of them."""
-    train = zero_against_rest(RECIPES[name].data, split="train", seed=seed, samples=samples)
-    last = -(-len(train.y) // BATCH_SIZE)
+    """:func:`early_hessians` of the training of App G.2, on all training images or ``samples`` of them, made once.
+
+    Raises
+    ------
+    ValueError
+        As :func:`first_steps`.
+    """
+    train = zero_against_rest(RECIPES[NETWORK].data, split="train", seed=seed, samples=samples)
     arguments = {
-        "name": name, "width": 1.0, "x": train.x, "y": train.y, "steps": sorted({min(k, last) for k in steps}),
-        "active": active, "edges": edges, "seed": seed,
+        "x": train.x, "y": train.y, "steps": list(steps), "active": active, "edges": edges, "seed": seed,
     }  # fmt: skip
     return EarlyHessians(**cached(early_hessians, arguments))

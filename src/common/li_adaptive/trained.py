@@ -121,6 +121,12 @@ def network_after(training: Training, epoch: int) -> nn.Sequential:
     return network.to(default_device()).eval()
 
 
+def edge_asymmetry(lowest: Float[Tensor, " k"], highest: Float[Tensor, " k"]) -> float:
+    """Σ|λ_i + λ_{−i}| / Σ(|λ_i| + |λ_{−i}|) over the eigenvalues at either end; 0 for a zero matrix."""
+    total = float((lowest.abs() + highest.abs()).sum())
+    return float((lowest + highest).abs().sum()) / total if total else 0.0
+
+
 @dataclass(frozen=True)
 class Spectra:
     """What is kept of the Hessian at one epoch.
@@ -146,9 +152,8 @@ class Spectra:
 
     @property
     def edge_asymmetry(self) -> float:
-        """Σ|λ_i + λ_{−i}| / Σ(|λ_i| + |λ_{−i}|) over the outermost eigenvalues of either end."""
-        total = float((self.lowest.abs() + self.highest.abs()).sum())
-        return float((self.lowest + self.highest).abs().sum()) / total if total else 0.0
+        """:func:`edge_asymmetry` of the outermost eigenvalues."""
+        return edge_asymmetry(self.lowest, self.highest)
 
 
 def hessian_spectra(

@@ -258,7 +258,8 @@ def _generated(measure: bool) -> dict[Path, str]:
     costs = committed_costs() | (measured_costs(records) if measure else {})
     old = outdated(records)
     block = summary_block(records, len(old))
-    errata = {page(paper): errata_text(paper, entries, records) for paper in PAPERS if (entries := load_errata(paper))}
+    said = counted(records)
+    errata = {page(paper): errata_text(paper, entries, said) for paper in PAPERS if (entries := load_errata(paper))}
     return {gallery: gallery_text(records, costs, old), readme: with_block(_text(readme), block), **errata}
 
 
