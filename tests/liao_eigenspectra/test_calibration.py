@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from common.hessian.gram import weighted_gram
-from common.liao_eigenspectra.calibration import compared_spectra, independent_features, own_distances, without_spikes
+from common.liao_eigenspectra.calibration import Comparison, compared_spectra, independent_features, own_distances
 from common.liao_eigenspectra.glm import GLM, LOGISTIC, halves, logistic_loss
+from common.liao_eigenspectra.law import Law
+from common.liao_eigenspectra.marchenko_pastur import MarchenkoPastur
 from common.liao_eigenspectra.spikes import Eigenspectrum
 
 
@@ -49,15 +51,34 @@ def test_own_distances_of_independent_uniform_draws():
 def test_predicted_spikes_are_left_out():
     H = Eigenspectrum.of(GLM(p=16, w=2 * halves(16), response=LOGISTIC, loss=logistic_loss), 0.1)
     (spike,) = H.spikes
-    assert without_spikes(H, np.array([spike.eigenvalue + 1e-3, 0.1, 0.2])).tolist() == [0.1, 0.2]
+    assert H.without_spikes(np.array([spike.eigenvalue + 1e-3, 0.1, 0.2])).tolist() == [0.1, 0.2]
+
+
+def test_both_kinds_of_spectra_are_drawn_from_the_same_weights():
+    """The features of the second are new: of trace E[g] p, and apart from the first by one coordinate."""
+    glm = GLM(p=60, w=3 * halves(60), response=LOGISTIC, loss=logistic_loss)
+    hessians, values, reference = compared_spectra(glm, 420, 20, torch.Generator().manual_seed(0))
+    assert np.allclose(np.linalg.eigvalsh(hessians[3].numpy()), values[3])
+    law = Law.of(glm)
+    trace = law.q @ law.g
+    assert reference.mean() == pytest.approx(trace, rel=0.02)
+    apart = values.sum(1) - reference.sum(1)  # E[g (t² - 1)]
+    error = apart.std(ddof=1) / math.sqrt(20)
+    assert apart.mean() == pytest.approx(law.g @ (law.second[:, 0, 0] - law.q), abs=5 * error)
+    assert abs(apart.mean()) > 5 * error
 
 
 def test_the_distance_from_the_law_is_that_of_a_single_matrix():
-    """The law is no further from a sample than a matrix of independent weights is from its own mean, up to 2/p."""
-    glm = GLM(p=100, w=halves(100), response=LOGISTIC, loss=logistic_loss)
-    generator = torch.Generator().manual_seed(0)
-    hessians, values, reference = compared_spectra(glm, 700, 12, generator)
-    assert np.allclose(np.linalg.eigvalsh(hessians[3].numpy()), values[3])
-    assert np.abs(values - reference).max() > 0
+    """The law is as near to a sample as a matrix of independent weights is to its own mean, up to five errors.
+
+    A law that is off, the nearest Marčenko-Pastur law, is told from it by the bound.
+    """
+    glm, draws = GLM(p=100, w=3 * halves(100), response=LOGISTIC, loss=logistic_loss), 30
     H = Eigenspectrum.of(glm, 100 / 700)
-    assert np.mean([H.distance(v) for v in values]) < own_distances(reference).mean() + 2 / 100
+    found = Comparison.of(glm, H, 700, draws, torch.Generator().manual_seed(0))
+    excess = found.distances - found.chance
+    assert abs(excess.mean()) < 5 * excess.std(ddof=1) / math.sqrt(draws)
+    assert excess.mean() < found.bound < (found.nearest - found.chance).mean()
+    least = MarchenkoPastur.fitted(H).distance_from_limit(H)
+    assert found.bound == pytest.approx(min(2 / 100, least / 2))
+    assert found.eigenvalues.shape == (draws, 100)

@@ -17,6 +17,7 @@ from common.liao_eigenspectra.glm import (
     Features,
     curvature,
     eigenpair,
+    eigenpairs,
     exponential_loss,
     halves,
     logistic_loss,
@@ -100,6 +101,15 @@ def test_eigenpair(rank):
     assert value == pytest.approx(values[rank])
     assert squared_cosine(vector, 3 * vectors[:, rank]) == pytest.approx(1)
     assert squared_cosine(vector, vectors[:, 2]) == pytest.approx(0, abs=1e-20)
+
+
+def test_eigenpairs_come_in_the_order_of_the_ranks():
+    A = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values, vectors = np.linalg.eigh((A + A.T).numpy())
+    for ranks in ([0, 1, -1], [-2, -1], [3, 0]):
+        for rank, (value, vector) in zip(ranks, eigenpairs(A + A.T, ranks), strict=True):
+            assert value == pytest.approx(values[rank])
+            assert squared_cosine(vector, vectors[:, rank]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("p", [4, 5])

@@ -10,11 +10,13 @@ import torch
 from common.liao_eigenspectra.glm import GLM, LOGISTIC, eigenpair, halves, logistic_loss, squared_cosine
 from common.liao_eigenspectra.law import Law
 from common.liao_eigenspectra.model_spike import (
+    alignment_at_infinite_norm,
+    best_alignment,
     critical_ratio,
     left_end,
     log_curvature,
     merging_norm,
-    merging_profile,
+    norms_aligned,
     norms_with_spike,
     smallest_eigenpair,
     threshold,
@@ -71,10 +73,43 @@ def test_small_c_has_the_closed_form():
     assert merging_norm(c) == pytest.approx(merging, rel=1e-5)
     x = np.array([0.25, 0.5, 0.9])
     found = [left_end(part * merging, c) for part in x]
-    gaps, cosines = merging_profile(x)
-    assert np.allclose([end.relative_gap for end in found], gaps, atol=2e-4)
-    assert np.allclose([end.cosine for end in found], cosines, atol=1e-3)
-    assert np.array_equal(merging_profile(np.array([1.0, 2.0])), np.zeros((2, 2)))
+    assert np.allclose([end.relative_gap for end in found], 1 - x * np.exp(1 - x), atol=2e-4)
+    assert np.allclose([end.cosine for end in found], 1 - x, atol=1e-3)
+    assert norms_with_spike(1e-3)[1] == pytest.approx(3 * (2 / math.pi) ** 1.5 / 1e-9, rel=1e-5)
+
+
+@pytest.mark.parametrize(("c", "at_merging"), [(0.02, 0.5), (0.1, 0.484), (0.3, 0.34)])
+def test_gap_and_alignment_vanish_together(c, at_merging):
+    """Gap over edge is a multiple of cos⁴ at both ends: 1/2 where it merges for small c, far less at the onset."""
+    onset, merging = norms_with_spike(c)
+    near, nearer, last = (
+        end.relative_gap / end.cosine**2
+        for end in (left_end(norm, c) for norm in (1.001 * onset, 1.0005 * onset, 0.999 * merging))
+    )
+    assert last == pytest.approx(at_merging, abs=3e-3)
+    assert near == pytest.approx(nearer, rel=0.01)
+    assert near < 0.1
+
+
+def test_the_best_alignment():
+    """Values of an independent derivation, and none nearby is larger."""
+    for c, expected in ((0.1, (15.626, 0.98899)), (0.25, (8.173, 0.88361)), (0.3, (7.582, 0.77367))):
+        norm, cosine = best_alignment(c)
+        assert (norm, cosine) == (pytest.approx(expected[0], rel=1e-3), pytest.approx(expected[1], abs=1e-5))
+        assert max(left_end(norm * factor, c).cosine for factor in (0.95, 1.05)) < cosine
+    assert norms_aligned(0.1, 0.9) == pytest.approx((2.296, 165.99), rel=1e-3)
+    with pytest.raises(ValueError, match=r"largest value 0\.7737"):
+        norms_aligned(0.3, 0.9)
+
+
+def test_alignment_at_infinite_norm_is_that_of_matrices_at_a_huge_one():
+    """Means over runs, within five standard errors."""
+    p, n, runs, rng = 12, 60, 1500, np.random.default_rng(0)
+    drawn = np.array([alignment_at_infinite_norm(p, n, rng) for _ in range(runs)])
+    whole = np.array([smallest_eigenpair(rng.standard_normal((n, p)), halves(p), 1e6)[1] for _ in range(runs)])
+    error = math.sqrt((drawn.var() + whole.var()) / runs)
+    assert abs(drawn.mean() - whole.mean()) < 5 * error
+    assert 0.05 < drawn.mean() < 0.95
 
 
 def test_simulation_follows_it_given_each_sample():

@@ -5,14 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
-from common.liao_eigenspectra.glm import GLM, LOGISTIC, PHASE_RETRIEVAL, halves, logistic_loss, phase_retrieval_loss
-from common.liao_eigenspectra.preprocessing import (
-    clipped,
-    indicator,
-    preprocessed_hessian,
-    preprocessed_law,
-    trimmed,
-)
+from common.liao_eigenspectra.glm import GLM, LOGISTIC, PHASE_RETRIEVAL, exponential_loss, halves, phase_retrieval_loss
+from common.liao_eigenspectra.law import Law
+from common.liao_eigenspectra.preprocessing import clipped, indicator, preprocessed_hessian, trimmed
 from common.liao_eigenspectra.spikes import Eigenspectrum
 
 
@@ -32,7 +27,7 @@ def test_functions():
 @pytest.mark.parametrize("function", [trimmed(8), clipped(8), indicator(2)])
 def test_the_law_has_the_moments_of_a_fine_grid(function):
     """E[f], E[f²] and E[f t tᵀ] against the product of two midpoint rules."""
-    law = preprocessed_law(model(4), function)
+    law = Law.of(model(4), 2**14).mapped(function)
     x = (np.arange(3000) + 0.5) / 3000 * 16 - 8
     q = stats.norm.pdf(x) * 16 / 3000
     a, b = np.meshgrid(x, x, indexing="ij")
@@ -47,10 +42,11 @@ def test_trimming_isolates_an_eigenvalue_along_w_star():
     """At ε = 16 Theorems 2 and 3 have one on the left; none at ε = 4."""
     p, n, runs = 150, 1125, 12
     glm, generator = model(p), torch.Generator().manual_seed(0)
-    H = Eigenspectrum(preprocessed_law(glm, trimmed(16)), glm, p / n)
+    law = Law.of(glm)
+    H = Eigenspectrum(law.mapped(trimmed(16)), glm, p / n)
     left = [spike for spike in H.spikes if spike.side == "left"]
     assert (left[0].eigenvalue, left[0].cosines["w_star"]) == pytest.approx((-5.954, 0.535), abs=0.01)
-    assert not [s for s in Eigenspectrum(preprocessed_law(glm, trimmed(4)), glm, p / n).spikes if s.side == "left"]
+    assert not [s for s in Eigenspectrum(law.mapped(trimmed(4)), glm, p / n).spikes if s.side == "left"]
     measured = []
     for _ in range(runs):
         X = glm.sample_features(n, generator)
@@ -61,6 +57,30 @@ def test_trimming_isolates_an_eigenvalue_along_w_star():
     assert (off < 5 * error).all()
 
 
-def test_responses_of_chance_are_refused():
-    with pytest.raises(ValueError, match="without noise"):
-        preprocessed_law(GLM(p=2, w=[1.0, 0.0], response=LOGISTIC, loss=logistic_loss), clipped(1))
+def test_the_indicator_has_a_spike_for_some_bounds_only():
+    """As printed in Remark 1, at c = 2/15: one on the left at ε = 2, of the indicator, none at ε = 8."""
+    glm, left = model(4), {}
+    law = Law.of(glm)
+    for bound in (2, 8):
+        H = Eigenspectrum(law.mapped(indicator(bound)), glm, 2 / 15)
+        left[bound] = [(s.eigenvalue, H.support[0][0]) for s in H.spikes if s.side == "left"]
+    assert left[2][0] == pytest.approx((0.0808, 0.0867), abs=3e-4)
+    assert not left[8]
+
+
+def test_a_response_of_chance_is_mapped_too():
+    """Exponential loss, g = exp(-y h), with w* at an angle to w; E[f], E[f²] and E[f t] by two midpoint rules."""
+    glm = GLM(p=2, w=[1.0, 0.0], w_star=[0.6, 0.8], response=LOGISTIC, loss=exponential_loss)
+    law = Law.of(glm).mapped(clipped(1.5))
+    x = (np.arange(3000) + 0.5) / 3000 * 16 - 8
+    q = stats.norm.pdf(x) * 16 / 3000
+    a, b = np.meshgrid(x, x, indexing="ij")
+    weight, expected = np.outer(q, q), np.zeros(4)
+    for y in (-1, 1):
+        chance, f = weight / (1 + np.exp(-y * (0.6 * a + 0.8 * b))), np.minimum(np.exp(-y * a), 1.5)
+        expected += [(chance * part).sum() for part in (f, f**2, f * a, f * b)]
+    found = [law.g @ law.q, law.g**2 @ law.q, *(law.g @ law.first)]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert law.bounded
+    with pytest.raises(ValueError, match=r"f\(g\)"):
+        law.mapped(lambda g: np.full_like(g, np.inf))

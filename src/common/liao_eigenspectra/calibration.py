@@ -8,6 +8,8 @@ function of the eigenvalues by at most (k + 1)/p, k the number of these coordina
 Theorem 1 says. The distance of such matrices from *their own mean* is what a single matrix has by chance.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -17,6 +19,7 @@ from torch import Tensor
 from common.hessian.gram import weighted_gram
 from common.liao_eigenspectra.glm import GLM
 from common.liao_eigenspectra.law import Directions
+from common.liao_eigenspectra.marchenko_pastur import MarchenkoPastur
 from common.liao_eigenspectra.spikes import Eigenspectrum
 
 
@@ -55,11 +58,6 @@ def own_distances(eigenvalues: Float[np.ndarray, "R p"]) -> Float[np.ndarray, " 
     )
 
 
-def without_spikes(H: Eigenspectrum, eigenvalues: Float[np.ndarray, " p"]) -> Float[np.ndarray, " b"]:
-    """Eigenvalues of a sample, shape (p,), without the nearest one to each predicted spike."""
-    return np.delete(eigenvalues, [np.abs(eigenvalues - spike.eigenvalue).argmin() for spike in H.spikes])
-
-
 def compared_spectra(
     glm: GLM, n: int, draws: int, generator: torch.Generator
 ) -> tuple[list[Float[Tensor, "p p"]], Float[np.ndarray, "R p"], Float[np.ndarray, "R p"]]:
@@ -77,3 +75,44 @@ def compared_spectra(
         values.append(np.linalg.eigvalsh(hessians[-1].numpy()))
         reference.append(np.linalg.eigvalsh(weighted_gram(independent_features(glm, X, generator), g).numpy()))
     return hessians, np.array(values), np.array(reference)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Samples of a Hessian beside its limiting law, the nearest Marčenko-Pastur law and what chance makes.
+
+    Attributes
+    ----------
+    hessians, eigenvalues
+        Samples, each of shape (p, p), and their eigenvalues, shape (draws, p).
+    distances, nearest
+        Kolmogorov-Smirnov distances of the eigenvalues, predicted spikes left out, from the limiting law and from the
+        Marčenko-Pastur law that is nearest to it, shape (draws,).
+    chance
+        Distances of matrices with independent curvatures from their own mean, :func:`own_distances`, shape (draws,).
+    bound
+        By which the mean of ``distances`` may exceed that of ``chance``: (k + 1)/p, the most that k coordinates and a
+        mean can do, or half of the limit's distance from the nearest Marčenko-Pastur law, whichever is less.
+    """
+
+    hessians: list[Float[Tensor, "p p"]]
+    eigenvalues: Float[np.ndarray, "R p"]
+    distances: Float[np.ndarray, " R"]
+    nearest: Float[np.ndarray, " R"]
+    chance: Float[np.ndarray, " R"]
+    bound: float
+
+    @classmethod
+    def of(cls, glm: GLM, H: Eigenspectrum, n: int, draws: int, generator: torch.Generator) -> "Comparison":
+        """Draw at least 3 samples of a model whose limiting spectrum is H."""
+        hessians, values, reference = compared_spectra(glm, n, draws, generator)
+        closest, bulks = MarchenkoPastur.fitted(H), [H.without_spikes(v) for v in values]
+        coordinates = Directions.of(glm).basis.shape[1] + 1
+        return cls(
+            hessians,
+            values,
+            distances=np.array([H.distance(v) for v in bulks]),
+            nearest=np.array([closest.distance(v) for v in bulks]),
+            chance=own_distances(reference),
+            bound=min(coordinates / glm.p, closest.distance_from_limit(H) / 2),
+        )

@@ -8,7 +8,7 @@ Section 1.1 of Liao & Mahoney (2021), "Hessian Eigenspectra of More Realistic No
 """
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import SupportsIndex
@@ -481,28 +481,35 @@ class GLM(Features):
 
 
 def eigenpair(H: Float[Tensor, "p p"], rank: SupportsIndex) -> tuple[float, Float[np.ndarray, " p"]]:
-    """One eigenvalue of a symmetric matrix and its unit eigenvector, shape (p,), without the others.
+    """One eigenvalue of a symmetric matrix and its unit eigenvector, shape (p,); see :func:`eigenpairs`."""
+    (pair,) = eigenpairs(H, [rank])
+    return pair
+
+
+def eigenpairs(H: Float[Tensor, "p p"], ranks: Sequence[SupportsIndex]) -> list[tuple[float, Float[np.ndarray, " p"]]]:
+    """Eigenvalues of a symmetric matrix and their unit eigenvectors, shape (p,), from one factorization.
 
     Parameters
     ----------
     H
         Symmetric, shape (p, p).
-    rank
-        0 for the smallest, 1 for the next, ...; -1 for the largest.
+    ranks
+        0 for the smallest, 1 for the next, ...; -1 for the largest. None that lies outside their range is computed.
 
     Raises
     ------
     ValueError
-        If H is not symmetric or not finite, or there is no eigenvalue of that rank.
+        If H is not symmetric or not finite, or there is no eigenvalue of such a rank.
     """
-    matrix, index = finite_array("H", H, (None, None)), whole_number("rank", rank, least=-len(H))
+    matrix, index = finite_array("H", H, (None, None)), [whole_number("rank", k, least=-len(H)) for k in ranks]
     if matrix.shape[0] != matrix.shape[1] or np.abs(matrix - matrix.T).max() > 1e-5 * np.abs(matrix).max():
         raise ValueError("H must be a symmetric matrix")
-    if index >= len(H):
-        raise ValueError(f"rank must be at most {len(H) - 1}, got {index}")
-    index %= len(H)
-    values, vectors = scipy.linalg.eigh(H.numpy(), subset_by_index=(index, index))
-    return float(values[0]), vectors[:, 0]
+    if max(index) >= len(H):
+        raise ValueError(f"rank must be at most {len(H) - 1}, got {max(index)}")
+    index = [k % len(H) for k in index]
+    first = min(index)
+    values, vectors = scipy.linalg.eigh(H.numpy(), subset_by_index=(first, max(index)))
+    return [(float(values[k - first]), vectors[:, k - first]) for k in index]
 
 
 def squared_cosine(a: Float[np.ndarray, " p"], b: Float[np.ndarray, " p"]) -> float:

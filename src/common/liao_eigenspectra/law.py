@@ -283,6 +283,25 @@ class Law:
         keep = q > 1e-25
         return Law(g[keep], q[keep] / q[keep].sum(), first[keep], second[keep], self.support)
 
+    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> "Law":
+        """The law of f(g), with the same coordinates, node by node.
+
+        Where f jumps and two directions make g, probabilities are off by some 2e-4, less with more nodes.
+
+        Parameters
+        ----------
+        function
+            f, bounded and elementwise.
+
+        Raises
+        ------
+        ValueError
+            If f is not finite somewhere.
+        """
+        g = finite_array("f(g)", function(self.g), (len(self.g),))
+        order, support = np.argsort(g), ((float(g.min()), float(g.max())),)
+        return Law(g[order], self.q[order], self.first[order], self.second[order], support)._distinct()
+
     def compressed(self, nodes: int) -> "Law":
         """A law with fewer values of g, spread by local cubic interpolation; the moments of g up to the third stay.
 

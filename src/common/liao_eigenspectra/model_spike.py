@@ -13,9 +13,21 @@ left edge, where dz/dY = 0, is :math:`\lambda_- = A' e^{-Y}` at :math:`A - A' = 
 
 A'/A falls in Y and D/A rises, so that A' = D has one root: the spike is there for c below the A - D of that root,
 :func:`threshold`. This goes to zero for small and for large ‖w‖: every c below the maximum has a spike between two
-finite norms, :func:`norms_with_spike`, and a larger c never. As c falls, the upper one tends to 1 / (τ_w - τ_c), where
-2 Φ(τ_c) - 1 = c and 2 τ_w φ(τ_w) = c, and with x the norm over it the gap over the edge tends to
-:math:`1 - x e^{1 - x}` and the squared cosine to :math:`1 - x`.
+finite norms, :func:`norms_with_spike`, and a larger c never.
+
+As c falls, the upper one goes up, where g falls so fast with \|t\| that h is 1 up to \|t\| = τ = Y/‖w‖ and 0 beyond:
+:math:`A = 2 \Phi(\tau) - 1`, :math:`A - D = 2 \tau \varphi(\tau)`. Let A = c at τ_c and A - D = c at τ_w. Close to τ_c,
+with :math:`v = \|w\| (\tau - \tau_c)` and :math:`k = 2 \varphi(\tau_c) / \|w\|`,
+
+.. math:: A - c = k v, \qquad A' = k, \qquad z \propto v e^{-v},
+
+so that the edge is at v = 1 and the spike at :math:`x = \|w\| (\tau_w - \tau_c)`, if this is less than 1: they meet at
+the norm :math:`s_* = 1 / (\tau_w - \tau_c)`, :func:`merging_norm`, x is the norm over it, the gap over the edge is
+:math:`1 - x e^{1 - x}`, and as D = A - c = k x there and D' = τ² A' is small, the squared cosine is
+:math:`k (1 - x) / (k (1 - x) + k x) = 1 - x`. By :math:`2 \Phi(\tau) - 1 = \sqrt{2 / \pi} (\tau - \tau^3 / 6)` and
+:math:`2 \tau \varphi(\tau) = \sqrt{2 / \pi} (\tau - \tau^3 / 2)` the two τ are :math:`\tau^3 / 3` apart,
+:math:`\tau = c \sqrt{\pi / 2}`: :math:`s_* = 3 (2 / \pi)^{3/2} / c^3`. Near it the gap over the edge is
+:math:`(1 - x)^2 / 2 = \cos^4 / 2`.
 
 All this holds for the t of one sample too, with E the mean over it and c = (p - 1)/n, as the other coordinates of the
 features are independent of t. Large ‖w‖ asks for that: the edge moves with the sample's quantiles of \|t\| much more
@@ -25,6 +37,7 @@ than the spike moves from the edge.
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import SupportsIndex
 
 import numpy as np
 import scipy.linalg
@@ -34,7 +47,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.sparse.linalg import LinearOperator, eigsh
 from scipy.special import expit
 
-from common.liao_eigenspectra.glm import finite_array, positive_number
+from common.liao_eigenspectra.glm import finite_array, positive_number, whole_number
 
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 _TAIL = 13.0  # standard deviations at which Gaussian integrals end
@@ -165,10 +178,40 @@ def merging_norm(c: float) -> float:
     return float(1 / (tau_w - stats.norm.ppf((1 + c) / 2)))
 
 
-def merging_profile(x: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Gap over the edge and squared cosine for small c at x times the norm where the spike merges, shape (n,)."""
-    x = np.asarray(x, dtype=float)
-    return np.where(x < 1, 1 - x * np.exp(1 - x), 0.0), np.maximum(1 - x, 0.0)
+def best_alignment(c: float) -> tuple[float, float]:
+    """The ‖w‖ between :func:`norms_with_spike` at which the squared cosine is largest, and that squared cosine."""
+    ends = np.log(norms_with_spike(c))
+    found = minimize_scalar(
+        lambda s: -left_end(math.exp(s), c).cosine, bounds=ends, method="bounded", options={"xatol": 1e-8}
+    )
+    return float(math.exp(found.x)), float(-found.fun)
+
+
+def norms_aligned(c: float, cosine: float) -> tuple[float, float]:
+    """The two ‖w‖ between which the squared cosine is above a value.
+
+    Raises
+    ------
+    ValueError
+        If it is nowhere, or the value is not above zero.
+    """
+    best, most = best_alignment(c)
+    if not 0 < cosine < most:
+        raise ValueError(f"the squared cosine must be between 0 and its largest value {most:.4f}, got {cosine:g}")
+    onset, merging = norms_with_spike(c)
+    return tuple(brentq(lambda s: left_end(s, c).cosine - cosine, *ends) for ends in ((onset, best), (best, merging)))
+
+
+def alignment_at_infinite_norm(p: SupportsIndex, n: SupportsIndex, rng: np.random.Generator) -> float:
+    """Squared cosine of the smallest eigenvalue's eigenvector with w for one sample, as ‖w‖ → ∞ at fixed n and p.
+
+    The p - 1 samples of smallest t² have all of g, so that the eigenvector is their normal: a vector (1, v) with
+    t + ξᵀv = 0 for each, v normal with squared length Σ t² / χ²₁.
+    """
+    p, n = whole_number("p", p, least=2), whole_number("n", n)
+    t = np.sort(np.abs(rng.standard_normal(n)))[: p - 1]
+    along = rng.chisquare(1)
+    return float(along / (along + t @ t))
 
 
 def smallest_eigenpair(

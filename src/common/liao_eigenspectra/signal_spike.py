@@ -67,10 +67,8 @@ def extrapolated(p: ArrayLike, means: ArrayLike, errors: ArrayLike) -> tuple[Est
     float
         χ² over its degrees of freedom, K - 2.
     """
-    weights = 1 / np.asarray(errors, dtype=float)
-    design = np.column_stack([np.ones(len(p)), 1 / np.asarray(p, dtype=float)]) * weights[:, None]
-    target = np.asarray(means) * weights
-    covariance = np.linalg.inv(design.T @ design)
-    line = covariance @ design.T @ target
-    limit, half = float(line[0]), 1.96 * float(np.sqrt(covariance[0, 0]))
-    return Estimate(limit, (limit - half, limit + half)), float(((target - design @ line) ** 2).sum() / (len(p) - 2))
+    x, weights = 1 / np.asarray(p, dtype=float), 1 / np.asarray(errors, dtype=float)
+    line, covariance = np.polyfit(x, means, 1, w=weights, cov="unscaled")
+    limit, half = float(line[1]), 1.96 * float(np.sqrt(covariance[1, 1]))
+    misfit = weights * (np.asarray(means) - np.polyval(line, x))
+    return Estimate(limit, (limit - half, limit + half)), float((misfit**2).sum() / (len(x) - 2))

@@ -205,6 +205,11 @@ class Eigenspectrum(LimitingSpectrum):
         distance = min(abs(z[0] - x) for x in edges)
         return Spike(float(z[0]), multiplicity, float(distance), side, cosines, V.T @ alignment @ V)
 
+    def without_spikes(self, eigenvalues: Float[np.ndarray, " p"]) -> Float[np.ndarray, " b"]:
+        """Eigenvalues of a sample, shape (p,), without the nearest one to each predicted spike."""
+        eigenvalues = finite_array("the eigenvalues", eigenvalues, (None,))
+        return np.delete(eigenvalues, [np.abs(eigenvalues - spike.eigenvalue).argmin() for spike in self.spikes])
+
     def separation(self, eigenvalues: Float[np.ndarray, " p"], x: float | int) -> float:
         """Distance between the two eigenvalues of a sample next to x, on either side of it.
 
@@ -221,9 +226,7 @@ class Eigenspectrum(LimitingSpectrum):
         ValueError
             If there are none on one side.
         """
-        eigenvalues = finite_array("the eigenvalues", eigenvalues, (None,))
-        spikes = [np.abs(eigenvalues - spike.eigenvalue).argmin() for spike in self.spikes]
-        rest = np.delete(eigenvalues, spikes)
+        rest = self.without_spikes(eigenvalues)
         if not rest.size or not rest.min() < x < rest.max():
             raise ValueError(f"the eigenvalues must have some below and some above x = {x:g}, spikes left out")
         return float(rest[rest > x].min() - rest[rest < x].max())
