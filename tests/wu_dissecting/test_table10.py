@@ -19,7 +19,6 @@ from common.wu_dissecting.table10 import (
     labelled,
     plain_descents,
     rank_correlation_of_sharp,
-    starting_kls,
     unsettled,
 )
 
@@ -72,9 +71,9 @@ def test_all_bounds_of_all_networks_are_made_once(monkeypatch):
     assert list(results["T-6"][0]) == list(METHODS)
     assert list(results["R-5^2_10"][1]) == [method for method in METHODS if method != "LEARNED"]
     first = results["T-6"][0]["ITER"]
-    assert set(first) == {*COLUMNS, "correlation", "rank", "curvature", "variance"}
+    assert set(first) == {*COLUMNS, "rank", "curvature", "variance"}
     assert 0 < float(first["error"]) < float(first["error_bound"]) < float(first["bound"]) <= 1
-    assert first["correlation"].shape == (2,) and first["rank"].shape == (2, 200)
+    assert first["rank"].shape == (2, 200)
     there = first["rank"].isfinite()
     assert (first["variance"][there] > 0).all() and (first["curvature"][0][there[0]].diff() <= 1e-12).all()
     assert float(results["T-6"][1]["ITER"]["kl"]) != float(first["kl"])
@@ -112,5 +111,3 @@ def test_plain_descent_of_a_network_of_the_table():
     confidence = TINY["confidence"]
     found = plain_descents("T-6", epochs=2, lr=0.001, decay_every=1, batch_size=64, confidence=confidence, **options)
     assert found["rise"].shape == (2,) and (found["at_most"] > 0).all() and (found["needed"] > 0.1).all()
-    kls, weights = starting_kls("T-6", **options)
-    assert weights == 785 * 6 + 7 * 2 and (kls > 0.3 * weights).all() and (kls <= found["kl_before"]).all()
