@@ -1,8 +1,8 @@
 """When a claim on trained networks may be decided before they were trained as long as the paper's.
 
 The rule was fixed before any result was seen that it decides, and after others: before, networks counted as converged
-with more than 99 % of their training labels right. Every note says so. Of a quantity Q, measured in several networks after t/4, t/2 and t
-epochs, over all training images:
+with more than 99 % of their training labels right. Every note says so. Of a quantity Q, measured in several networks
+after t/4, t/2 and t epochs, over all training images:
 
 a. data and scheme of the training are the paper's;
 b. the Hessian is over all training images, or over so many that twice as many move Q by less than a quarter of its
