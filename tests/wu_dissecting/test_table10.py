@@ -71,9 +71,9 @@ def test_all_bounds_of_all_networks_are_made_once(monkeypatch):
     assert list(results["T-6"][0]) == list(METHODS)
     assert list(results["R-5^2_10"][1]) == [method for method in METHODS if method != "LEARNED"]
     first = results["T-6"][0]["ITER"]
-    assert set(first) == {*COLUMNS, "rank", "curvature", "variance"}
+    assert set(first) == {*COLUMNS, "correlation", "rank", "curvature", "variance"}
     assert 0 < float(first["error"]) < float(first["error_bound"]) < float(first["bound"]) <= 1
-    assert first["rank"].shape == (2, 200)
+    assert first["correlation"].shape == (2,) and first["rank"].shape == (2, 200)
     there = first["rank"].isfinite()
     assert (first["variance"][there] > 0).all() and (first["curvature"][0][there[0]].diff() <= 1e-12).all()
     assert float(results["T-6"][1]["ITER"]["kl"]) != float(first["kl"])

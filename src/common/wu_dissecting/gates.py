@@ -16,7 +16,6 @@ from scipy.special import ndtr, roots_hermitenorm
 from torch import Tensor, nn
 
 from common.wu_dissecting.networks import layer_names
-from common.wu_dissecting.output_hessian import gated_products
 
 #: Cosine κ of two independent rectified Gaussian inputs of many entries.
 COSINE = 1 / np.pi
@@ -223,8 +222,13 @@ def gated_weights(network: nn.Module, layer: str, gates: Sequence[Float[Tensor, 
         If there are not as many as layers after this one.
     """
     names = layer_names(network)
-    weights = [network.get_submodule(name).weight.detach() for name in names[names.index(layer) :]]
-    return gated_products(weights, gates)[0]
+    last, *later = [network.get_submodule(name).weight.detach() for name in reversed(names[names.index(layer) :])]
+    if len(gates) != len(later):
+        raise ValueError(f"means of the gates of {len(later)} layers are needed, got {len(gates)}")
+    S = torch.eye(len(last), dtype=last.dtype)
+    for W, q in zip([last, *later], reversed(gates), strict=False):  # the layer's own weights do not enter
+        S = S @ W * q
+    return S
 
 
 def jacobian_means(

@@ -91,42 +91,30 @@ def gauss_newton_forms(layers: Sequence[LayerHessian], V: Float[Tensor, "P k"]) 
     return total.square().sum((0, 1)) / len(total)
 
 
-def gated_products(
-    weights: Sequence[Float[Tensor, "_ _"]], gates: Sequence[Float[Tensor, " _"] | float]
-) -> list[Float[Tensor, "c _"]]:
-    """W⁽ᴸ⁾ Q⁽ᴸ⁻¹⁾ W⁽ᴸ⁻¹⁾ ⋯ Q⁽ᵖ⁾ of all layers p = 1, ..., L, the identity for the last.
+def halved_products(weights: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "c _"]]:
+    """S⁽ᵖ⁾/2^(L − p) of all layers p = 1, ..., L, with S⁽ᵖ⁾ = W⁽ᴸ⁾ ⋯ W⁽ᵖ⁺¹⁾ the product of the later weights.
+
+    Around A they give M̃⁽ᵖ⁾ = 4^(p − L) S⁽ᵖ⁾ᵀ A S⁽ᵖ⁾, (272): about the output Hessian of a network at initialization,
+    where half of the units after each layer are active.
 
     Parameters
     ----------
     weights
         W⁽¹⁾, ..., W⁽ᴸ⁾ of fully connected layers, without biases; the first one does not enter.
-    gates
-        Diagonals of Q⁽¹⁾, ..., Q⁽ᴸ⁻¹⁾: means of the gates after each layer but the last.
 
     Raises
     ------
     ValueError
-        If there are no weights, one does not take what the one before gives, or the gates are not one fewer.
+        If there are none, or one does not take what the one before gives.
     """
     chained = all(b.ndim == 2 and b.shape[1] == len(a) for a, b in pairwise(weights))
     if not len(weights) or not chained:
         given = [tuple(W.shape) for W in weights]
         raise ValueError(f"weights of fully connected layers are needed, as many columns as rows before; got {given}")
-    if len(gates) != len(weights) - 1:
-        raise ValueError(f"means of the gates of {len(weights) - 1} layers are needed, got {len(gates)}")
     products = [torch.eye(len(weights[-1]), dtype=weights[-1].dtype, device=weights[-1].device)]
-    for W, q in zip(reversed(weights[1:]), reversed(gates), strict=True):
-        products.append(products[-1] @ W * q)
+    for W in reversed(weights[1:]):
+        products.append(products[-1] @ W / 2)
     return products[::-1]
-
-
-def halved_products(weights: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "c _"]]:
-    """S⁽ᵖ⁾/2^(L − p) of all layers p = 1, ..., L, with S⁽ᵖ⁾ = W⁽ᴸ⁾ ⋯ W⁽ᵖ⁺¹⁾ the product of the later weights.
-
-    Around A they give M̃⁽ᵖ⁾ = 4^(p − L) S⁽ᵖ⁾ᵀ A S⁽ᵖ⁾, (272): about the output Hessian of a network at initialization,
-    where half of the units after each layer are active. ``weights`` and errors as in :func:`gated_products`.
-    """
-    return gated_products(weights, [0.5] * (len(weights) - 1))
 
 
 def later_weights(network: nn.Module, layer: str) -> Float[Tensor, "c m"]:

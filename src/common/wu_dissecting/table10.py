@@ -130,6 +130,8 @@ def tightened(
         values = {**vars(rows[e]), "test_error": test_error, "stochastic_test_error": wrong[e] / tested}
         result |= {f"{method}:{column}": torch.tensor(float(values[column])) for column in COLUMNS}
         curves = spread_along_curvature(q, e, X[: schedule.hessian_samples])
+        correlations = [float(stats.spearmanr(*curve).statistic) for curve in curves]
+        result[f"{method}:correlation"] = torch.tensor(correlations)
         binned = [binned_by_rank(*curve) for curve in curves]
         result |= {f"{method}:{key}": torch.stack([one[key] for one in binned]) for key in binned[0]}
     return result
@@ -155,7 +157,8 @@ def stochastic(
     Returns
     -------
     dict
-        Of every method a number for each of :data:`COLUMNS`; ``rank``, ``curvature`` and ``variance`` (L, K) as
+        Of every method a number for each of :data:`COLUMNS`; ``correlation`` (L,), Spearman's between curvature and
+        variance in each layer; ``rank``, ``curvature`` and ``variance`` (L, K) as
         :func:`~common.wu_dissecting.pac_bayes.posterior.binned_by_rank` gives them.
 
     Raises
