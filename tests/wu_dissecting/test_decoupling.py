@@ -82,10 +82,21 @@ def test_moments_are_those_of_the_hessians_factors(at_once):
 def test_the_ratio_of_eigenvalues_is_bounded_at_one_position_only():
     """(264) without its −1 is a theorem there, and with two positions of orthogonal means it fails."""
     generator = torch.Generator().manual_seed(0)
-    for mean in (0.0, 0.3, 3.0):
-        network = torch.nn.Sequential(torch.nn.Linear(6, 2))
-        (found,) = input_moments(network, ["0"], torch.randn(50, 6, generator=generator) + mean).values()
-        assert dominance_of_mean(found)[1] >= found.mean_over_covariance * (1 - 1e-6)
+    network = torch.nn.Sequential(torch.nn.Linear(6, 2)).double()
+    for size in (0.0, 0.1, 0.5, 1.0, 5.0):
+        X = torch.randn(40, 6, generator=generator, dtype=torch.float64) * torch.arange(1, 7) + size
+        (found,) = input_moments(network, ["0"], X).values()
+        values, covariance = torch.linalg.eigvalsh(X.T @ X / 40), torch.cov(X.T, correction=0)
+        assert dominance_of_mean(found)[1] == pytest.approx(float(values[-1] / values[-2]))
+        expected = float(X.mean(0).square().sum() / torch.linalg.matrix_norm(covariance, 2))
+        assert found.mean_over_covariance == pytest.approx(expected)
+        assert dominance_of_mean(found)[1] >= found.mean_over_covariance
+    mean = torch.zeros(6, dtype=torch.float64)
+    mean[0] = 3.0  # along an eigenvector of the covariance that is not its first: the bound is nearly attained
+    X = torch.diag(torch.tensor([1.0, 2, 1, 1, 1, 1], dtype=torch.float64))
+    (found,) = input_moments(network, ["0"], torch.cat([X, -X]) + mean).values()
+    assert dominance_of_mean(found)[1] == pytest.approx((9 + 1 / 6) / (4 / 6))
+    assert found.mean_over_covariance == pytest.approx(9 / (4 / 6))
     x = torch.zeros(4, 1, 2, 2)
     x[:, 0, 0, 0], x[:, 0, 1, 1] = 1.0, 1.0
     x += 0.01 * torch.randn(4, 1, 2, 2, generator=generator)

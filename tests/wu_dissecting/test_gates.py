@@ -1,7 +1,5 @@
 """Laws of the gates against closed forms, simulation and automatic differentiation."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -11,12 +9,10 @@ from common.hessian.layer import layer_hessian
 from common.wu_dissecting.closed_forms import ClosedForms, closed_forms
 from common.wu_dissecting.gates import (
     COSINE,
-    RECTIFIED,
     both_active,
     gate_means,
     gate_moment,
     gated_weights,
-    gates_given_weights,
     jacobian_means,
     kernel_means,
     limit_of_overlap,
@@ -52,34 +48,8 @@ def test_cosines_from_layer_to_layer():
     assert after == pytest.approx(float(next_cosine(cosine)), abs=0.01)
 
 
-def test_gates_given_weights_are_those_of_many_inputs():
-    generator = torch.Generator().manual_seed(1)
-    sizes = [1500, 400, 300, 3]
-    weights = [torch.randn(b, a, generator=generator) * (2 / a) ** 0.5 for a, b in pairwise(sizes)]
-    closed = gates_given_weights(weights, *RECTIFIED)
-    y = torch.randn(4000, 1500, generator=generator).relu()
-    for W, q in zip(weights[:-1], closed, strict=True):
-        u = y @ W.T
-        found, y = (u > 0).double().mean(0), u.relu()
-        sampling = float((q * (1 - q)).mean()) / 4000
-        assert (
-            float((found - q).square().mean()) < 4 * sampling + 3e-3
-        )  # 400 units that are a little correlated in the second
-        assert float((found - 0.5).square().mean()) > 0.03
-
-
-def network_at_initialization(width, depth, inputs, classes, seed):
-    generator = torch.Generator().manual_seed(seed)
-    network = classifier(f"F-{width}^{depth}", (inputs, 1, 1), classes).eval()
-    for name, parameter in network.named_parameters():
-        values = torch.randn(parameter.shape, generator=generator)
-        scale = (2 / parameter.shape[-1]) ** 0.5 if name.endswith("weight") else 0.0
-        parameter.detach().copy_(values * scale)
-    return network
-
-
-def test_means_of_jacobians_are_those_of_automatic_differentiation():
-    network = network_at_initialization(7, 2, 5, 3, 2)
+def test_means_of_jacobians_are_those_of_automatic_differentiation(at_initialization):
+    network = at_initialization("F-7^2", 5, 3, torch.Generator().manual_seed(2))
     for name in ("fc1", "fc2", "fc3"):
         network.get_submodule(name).bias.detach().copy_(
             torch.linspace(-0.3, 0.3, len(network.get_submodule(name).bias))
@@ -104,19 +74,21 @@ def test_means_of_jacobians_are_those_of_automatic_differentiation():
     assert float(torch.linalg.eigvalsh(rest).min()) > -1e-6
 
 
-def test_gates_that_are_all_a_half_give_the_printed_products():
-    network = network_at_initialization(9, 3, 4, 3, 4)
+def test_gates_that_are_all_a_half_give_the_printed_products(at_initialization):
+    network = at_initialization("F-9^3", 4, 3, torch.Generator().manual_seed(4))
     for layer, count in (("fc1", 3), ("fc2", 2), ("fc4", 0)):
         halves = [torch.full((9,), 0.5)] * count
         torch.testing.assert_close(gated_weights(network, layer, halves), later_weights(network, layer))
     with pytest.raises(ValueError, match="gates of 3 layers"):
         gated_weights(network, "fc1", [])
     X = torch.randn(50, 4, 1, 1, generator=torch.Generator().manual_seed(5))
-    first, _, last = gate_means(network, "fc1", X.flatten(1))
+    means = gate_means(network, "fc1", X.flatten(1))
+    first, _, last = means.plain
     torch.testing.assert_close(first, (network.fc1(X.flatten(1)) > 0).float().mean(0))
     inputs = nn.Sequential(*list(network.children())[:5])(X).detach()
-    weighted = gate_means(network, "fc3", inputs, by_curvature=True)[0]
+    weighted = gate_means(network, "fc3", inputs).weighted[0]
     p = network(X).softmax(1).detach()
+    torch.testing.assert_close(means.probabilities, p)
     w = 1 - p.square().sum(1)
     hidden = nn.Sequential(*list(network.children())[:-1])(X) > 0
     torch.testing.assert_close(weighted, w @ hidden.float() / w.sum(), atol=1e-5, rtol=1e-4)
@@ -127,10 +99,10 @@ def test_gates_that_are_all_a_half_give_the_printed_products():
         gate_means(network, "fc9", X.flatten(1))
 
 
-def test_printed_and_gated_spaces_of_a_deep_network():
+def test_printed_and_gated_spaces_of_a_deep_network(at_initialization):
     found = []
     for seed in range(6):
-        network = network_at_initialization(300, 2, 1500, 3, seed)
+        network = at_initialization("F-300^2", 1500, 3, torch.Generator().manual_seed(seed))
         X = torch.randn(1000, 1500, 1, 1, generator=torch.Generator().manual_seed(seed)).relu()
         found.append(closed_forms(network, "fc1", layer_hessian(network, "fc1", X), pairs=300))
     mean = ClosedForms(*np.mean(found, 0))
@@ -144,8 +116,8 @@ def test_printed_and_gated_spaces_of_a_deep_network():
     assert mean.effective > 500
 
 
-def test_closed_forms_of_an_output_layer_are_exact():
-    network = network_at_initialization(6, 2, 5, 3, 8)
+def test_closed_forms_of_an_output_layer_are_exact(at_initialization):
+    network = at_initialization("F-6^2", 5, 3, torch.Generator().manual_seed(8))
     X = torch.randn(40, 5, 1, 1, generator=torch.Generator().manual_seed(9))
     found = closed_forms(network, "fc3", layer_hessian(network, "fc3", X))
     assert found[:4] == pytest.approx([1] * 4, abs=1e-5)  # A1 = 0

@@ -41,24 +41,17 @@ def test_means_are_those_of_automatic_differentiation():
     torch.testing.assert_close(found.delta, delta, atol=1e-5, rtol=1e-4)
 
 
-def at_initialization(name, inputs, classes, generator):
-    network = classifier(name, (inputs, 1, 1), classes).eval()
-    for parameter_name, parameter in network.named_parameters():
-        values = torch.randn(parameter.shape, generator=generator)
-        scale = (2 / parameter.shape[-1]) ** 0.5 if parameter_name.endswith("weight") else 0.0
-        parameter.detach().copy_(values * scale)
-    return network
-
-
-def test_centres_of_a_wide_network_at_initialization_are_predicted():
+def test_centres_of_a_wide_network_at_initialization_are_predicted(at_initialization):
     generator = torch.Generator().manual_seed(1)
     X, y = torch.randn(400, 12, 1, 1, generator=generator) + 0.6, torch.arange(400) % 4
     expected, printed, gated, joint = cosines_at_initialization(X.flatten(1), 2), [], [], []
     for _ in range(4):
         network = at_initialization("F-400^2", 12, 4, generator)
         H = layer_hessian(network, "fc1", X)
-        found, centres = logit_gradients(network, "fc1", H, X, y), corrected_centres(network, "fc1", H, X)
-        printed.append([found.cosines()["Γ"], found.cosines()["Δ"]])
+        found = logit_gradients(network, "fc1", H, X, y)
+        centres = corrected_centres(network, "fc1", H, found.mean_root)
+        of_printed = (found.gamma, found.gamma_centres), (found.delta, found.delta_centres)
+        printed.append([mean_cosine(*parts) for parts in of_printed])
         gated.append([mean_cosine(found.gamma, centres.gamma), mean_cosine(found.delta, centres.delta)])
         joint.append([mean_cosine(found.gamma, centres.gamma_joint), mean_cosine(found.delta, centres.delta_joint)])
     printed, gated, joint = (torch.tensor(part).mean(0) for part in (printed, gated, joint))

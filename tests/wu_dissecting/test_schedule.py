@@ -6,6 +6,7 @@ import pytest
 from common.notebook.claims import above, below, inside
 from common.notebook.intervals import spread
 from common.wu_dissecting.schedule import (
+    CHANGED,
     claim_by_schedule,
     decided_early,
     epochs_to_measure,
@@ -122,8 +123,8 @@ def test_a_claim_has_its_reason_and_its_effective_samples():
     claim_by_schedule(run, "a", "A.", drifting(0.3, 0.0), below(0.5), effective=[900.0, 1100.0], note="Seen.", **rest)
     statement, (value, (low, high)), more = run["a"]
     assert statement == "A." and value == pytest.approx(0.3) and low < value < high
-    assert more["untested"] == "" and more["note"] == "Seen. n_eff is 1000."
+    assert more["untested"] == "" and more["note"] == f"Seen. n_eff is 1000. {CHANGED}"
     claim_by_schedule(run, "b", "B.", drifting(0.3, 0.0), below(0.5), effective=[900.0], k=90, **rest)
     assert "too few" in run["b"][2]["untested"]
     claim_by_schedule(run, "c", "C.", drifting(0.3, 0.0), below(0.5), effective=np.inf, differs="d", **rest)
-    assert (run["c"][2]["untested"], run["c"][2]["note"]) == ("d", "")
+    assert (run["c"][2]["untested"], run["c"][2]["note"]) == ("d", CHANGED)

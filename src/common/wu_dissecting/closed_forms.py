@@ -7,10 +7,11 @@ from torch import nn
 
 from common.hessian.layer import LayerHessian
 from common.wu_dissecting.eigenspaces import overlap
-from common.wu_dissecting.gates import gate_means, gated_weights, later_gates, overlap_at_initialization
+from common.wu_dissecting.gates import gate_means, gated_weights, overlap_at_initialization
 from common.wu_dissecting.networks import layer_names
 from common.wu_dissecting.output_hessian import (
     later_weights,
+    mean_curvature,
     mean_gradient,
     range_of_contrasts,
     row_space_without_sum,
@@ -58,16 +59,13 @@ def closed_forms(network: nn.Module, layer: str, H: LayerHessian, pairs: int = 2
     ValueError
         If anything but linear layers with ReLU after each is between the layer and the logits.
     """
-    p = torch.cat([part for _, part in later_gates(network, layer, H.X)])
-    c = p.shape[1]
-    top = H.output_basis[1][:, : c - 1]
-    of_gates, weighted = (
-        gated_weights(network, layer, gate_means(network, layer, H.X, by_curvature=by_curvature))
-        for by_curvature in (False, True)
-    )
+    means = gate_means(network, layer, H.X)
+    p = means.probabilities
+    top = H.output_basis[1][:, : p.shape[1] - 1]
+    of_gates, weighted = (gated_weights(network, layer, gates) for gates in (means.plain, means.weighted))
     gradient, p = mean_gradient(H, p).double(), nn.functional.normalize(p.double(), 1.0, 1)
-    A = torch.diag(p.mean(0)) - p.T @ p / len(p)
-    between = torch.trace(gradient.T @ torch.linalg.pinv(A, hermitian=True, rtol=1e-9) @ gradient)
+    inverse = torch.linalg.pinv(mean_curvature(p), hermitian=True, rtol=1e-9)
+    between = torch.trace(gradient.T @ inverse @ gradient)
     names = layer_names(network)
     behind = len(names) - 1 - names.index(layer)
     return ClosedForms(

@@ -97,24 +97,6 @@ def dominance_of_mean(H: HasInputs) -> tuple[float, float]:
     return float(vectors[:, 0] @ H.mean_input) ** 2, ratio
 
 
-def mean_over_covariance(H: LayerHessian) -> tuple[float, float]:
-    """λ₁/λ₂ of E[xxᵀ] and ‖E[x]E[x]ᵀ‖/‖Σ‖, Σ the covariance: the two sides of (264), App F.1, without its −1.
-
-    The first is never below the second: λ₁ ≥ ‖E[x]E[x]ᵀ‖ as Σ is positive semidefinite, and λ₂ ≤ ‖Σ‖ by Weyl, as
-    E[x]E[x]ᵀ has no second eigenvalue. In double precision.
-
-    Parameters
-    ----------
-    H
-        Of a layer at one position, fully connected.
-    """
-    X = H.X.double()
-    mean = X.mean(0)
-    covariance = (X - mean).T @ (X - mean) / len(X)
-    values = torch.linalg.eigvalsh(covariance + torch.outer(mean, mean))
-    return float(values[-1] / values[-2]), float(mean @ mean / torch.linalg.eigvalsh(covariance)[-1])
-
-
 def kronecker_correspondence(
     H: LayerHessian | WeightSharingHessian, k: int
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "m k"]]:
@@ -209,18 +191,17 @@ def pseudovalues(pairs: Float[np.ndarray, "E E *more"]) -> Float[np.ndarray, "E 
     ValueError
         If there are fewer than three models.
     """
-    E = len(pairs)
-    if E < 3:
-        raise ValueError(f"leaving one of the models out needs at least 3, got {E}")
-    of_model = np.nansum(pairs, 1)
-    total = of_model.sum(0) / 2
-    return 2 / (E - 1) * total - (E - 1) * (total - of_model) * 2 / ((E - 1) * (E - 2))
+    others = 1 - np.eye(len(pairs))
+    return ratio_pseudovalues(pairs, others.reshape(others.shape + (1,) * (pairs.ndim - 2)))
 
 
-def ratio_pseudovalues(above: Float[np.ndarray, "E E"], below: Float[np.ndarray, "E E"]) -> Float[np.ndarray, " E"]:
+def ratio_pseudovalues(
+    above: Float[np.ndarray, "E E *more"], below: Float[np.ndarray, "E E *more_or_1"]
+) -> Float[np.ndarray, "E *more"]:
     """Jackknife of the ratio of two means over pairs of E models, as :func:`pseudovalues` of one mean.
 
-    The error of the denominator is in it, and what both have in common falls out.
+    The error of the denominator is in it, and what both have in common falls out. The diagonal may be NaN; otherwise it
+    must be 0.
 
     Raises
     ------
@@ -230,7 +211,8 @@ def ratio_pseudovalues(above: Float[np.ndarray, "E E"], below: Float[np.ndarray,
     E = len(above)
     if E < 3:
         raise ValueError(f"leaving one of the models out needs at least 3, got {E}")
-    (of_above, whole_above), (of_below, whole_below) = ((np.nansum(a, 1), np.nansum(a) / 2) for a in (above, below))
+    of_above, of_below = np.nansum(above, 1), np.nansum(below, 1)
+    whole_above, whole_below = of_above.sum(0) / 2, of_below.sum(0) / 2
     without = (whole_above - of_above) / (whole_below - of_below)
     return E * whole_above / whole_below - (E - 1) * without
 

@@ -6,6 +6,7 @@ on average over weights, but not for each. Wu et al. (2022) take 1/2 everywhere:
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -67,37 +68,18 @@ def limit_of_overlap(cosine: float = COSINE, layers: int = 1) -> float:
 def overlap_at_width(n: ArrayLike, c: int, cosine: float = COSINE) -> np.ndarray:
     """Mean overlap of {QWᵀa : a ⟂ 1} with R{W_i} ∖ {1ᵀW} over weights of n units, to first order in 1/n.
 
-    o (1 + (b (c + 1) − 1)/n) with o = :func:`limit_of_overlap` and b = E[q⁴]/r² + 4r − 4 E[q³]/r, 0.122 at κ = 1/π.
+    o (1 + (b (c + 1) − 1)/n) with o = :func:`limit_of_overlap` and b = E[q⁴]/r² + 4r − 4 E[q³]/r, r = E[q²]; b is 0.122
+    at κ = 1/π. Not in the paper, where Theorem 4.2 has 1 for it.
+
+    Derivation: let V be k = c − 1 orthonormal contrasts of the rows of W and v₀ their normed sum, all independent
+    N(0, I/n). The overlap is tr(B⁻¹(A C⁻¹Aᵀ − aaᵀ/‖v₀‖²))/k with A = VQ[V, v₀]ᵀ, a its last column, B = VQ²Vᵀ and
+    C = [V, v₀][V, v₀]ᵀ. These are their means [I/2, 0], rI and I and fluctuations of order n^(−1/2). Of two of these,
+    X by f(q) and Y by h(q), Σ_ij E[X_ij Y_ij] is (E[fh] k (c + 1) − E[f]E[h] k)/n within the contrasts, and E[fh] k/n
+    between them and v₀. That leaves, to second order in the fluctuations, k/4r + (k (c + 1) b − k)/4rn for the trace.
     """
     r, third, fourth = (gate_moment(k, cosine) for k in (2, 3, 4))
     b = fourth / r**2 + 4 * r - 4 * third / r
     return np.asarray(limit_of_overlap(cosine) * (1 + (b * (c + 1) - 1) / np.asarray(n, dtype=float)))
-
-
-def gates_given_weights(
-    weights: list[Float[Tensor, "_ _"]], mean: float, variance: float
-) -> list[Float[Tensor, " _"]]:  # fmt: skip
-    """P(gate = 1 | W) of every hidden unit of a network without biases, by moments from layer to layer.
-
-    Preactivations are taken for Gaussian of mean Wm and variance (W ∘ W)v, with m and v the means and variances of the
-    entries that the layer takes: exact in the limit of many.
-
-    Parameters
-    ----------
-    weights
-        W⁽¹⁾, ..., W⁽ᴸ⁾.
-    mean, variance
-        Of each entry of the inputs.
-    """
-    m, v = (torch.full(weights[0].shape[1:], value, dtype=torch.float64) for value in (mean, variance))
-    normal, gates = torch.distributions.Normal(0.0, 1.0), []
-    for W in (W.double() for W in weights[:-1]):
-        centre, s = W @ m, (W.square() @ v).sqrt()
-        q, density = normal.cdf(centre / s), normal.log_prob(centre / s).exp()
-        m = centre * q + s * density
-        v = (centre.square() + s.square()) * q + centre * s * density - m.square()
-        gates.append(q)
-    return gates
 
 
 def pair_kernels(
@@ -109,13 +91,11 @@ def pair_kernels(
     E[GG'ᵀ] = k I up to the weights' scale, k with the gates from that layer on; it is 2^(−layers) for x = x'. Cosines
     go from layer to layer by :func:`next_cosine`.
     """
-    cosine = (nn.functional.normalize(x, dim=1) @ nn.functional.normalize(X, dim=1).T).clamp(-1, 1)
-    k = torch.ones_like(cosine)
+    cosine = (nn.functional.normalize(x, dim=1) @ nn.functional.normalize(X, dim=1).T).numpy()
+    k = np.ones_like(cosine)
     for _ in range(layers):
-        angle = cosine.arccos()
-        k = k * (0.5 - angle / (2 * torch.pi))
-        cosine = ((angle.sin() + (torch.pi - angle) * cosine) / torch.pi).clamp(-1, 1)
-        yield k
+        k, cosine = k * both_active(cosine), next_cosine(cosine)
+        yield torch.from_numpy(k)
 
 
 def kernel_means(
@@ -190,31 +170,42 @@ def later_gates(
             yield gates, behind[-1](y).softmax(1)
 
 
-def gate_means(
-    network: nn.Module, layer: str, x: Float[Tensor, "N n"], *, by_curvature: bool = False
-) -> list[Float[Tensor, " _"]]:
-    """E[D] of a layer p and of all after it but the last: the share of samples on which each unit is active.
+class GateMeans(NamedTuple):
+    """What :func:`gate_means` finds of a layer p and of all after it but the last.
 
-    Parameters
+    Attributes
     ----------
-    x
-        Inputs of the layer.
-    by_curvature
-        Samples weighted by tr A = 1 − ‖p‖².
+    plain
+        E[D]: the share of samples on which each unit is active.
+    weighted
+        The same with samples weighted by tr A = 1 − ‖p‖².
+    probabilities
+        (N, c) of the samples.
+    """
+
+    plain: list[Float[Tensor, " _"]]
+    weighted: list[Float[Tensor, " _"]]
+    probabilities: Float[Tensor, "N c"]
+
+
+def gate_means(network: nn.Module, layer: str, x: Float[Tensor, "N n"]) -> GateMeans:
+    """Means of the gates behind the output of a layer that takes the inputs x, from one pass.
 
     Raises
     ------
     ValueError
         As :func:`later_gates`.
     """
-    sums: list[Tensor] = []
-    weight = 0.0
+    sums: list[Tensor] | None = None
+    parts = []
     for gates, p in later_gates(network, layer, x):
-        w = 1 - p.double().square().sum(1) if by_curvature else torch.ones(len(p), dtype=torch.float64)
-        found = [w @ D.double() for D in gates]
-        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
-        weight += float(w.sum())
-    return [(part / weight).to(x.dtype) for part in sums]
+        weights = torch.stack([torch.ones(len(p), dtype=torch.float64), 1 - p.double().square().sum(1)])
+        found = [weights @ D.double() for D in gates] + [weights.sum(1, keepdim=True)]
+        sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
+        parts.append(p)
+    *sums, total = sums
+    plain, weighted = ([(part[k] / total[k]).to(x.dtype) for part in sums] for k in range(2))
+    return GateMeans(plain, weighted, torch.cat(parts))
 
 
 def gated_weights(network: nn.Module, layer: str, gates: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, "c m"]:
@@ -231,14 +222,11 @@ def gated_weights(network: nn.Module, layer: str, gates: Sequence[Float[Tensor, 
         If there are not as many as layers after this one.
     """
     names = layer_names(network)
-    later = names[names.index(layer) + 1 :]
+    last, *later = [network.get_submodule(name).weight.detach() for name in reversed(names[names.index(layer) :])]
     if len(gates) != len(later):
         raise ValueError(f"means of the gates of {len(later)} layers are needed, got {len(gates)}")
-    weights = [network.get_submodule(name).weight.detach() for name in later]
-    if not weights:
-        return torch.eye(network.get_submodule(layer).out_features)
-    S = weights[-1] * gates[-1]
-    for W, q in zip(weights[-2::-1], gates[-2::-1], strict=True):
+    S = torch.eye(len(last), dtype=last.dtype)
+    for W, q in zip([last, *later], reversed(gates), strict=False):  # the layer's own weights do not enter
         S = S @ W * q
     return S
 

@@ -34,19 +34,15 @@ class LogitGradients:
         (c, c, m) and (c, c, mn), by class and logit; an outer product row by row.
     gamma_centres, delta_centres
         (c, m) and (c, mn), by logit: the centres that are predicted at initialization.
+    mean_root
+        (c, c) E[Q].
     """
 
     gamma: Float[Tensor, "c c m"]
     delta: Float[Tensor, "c c mn"]
     gamma_centres: Float[Tensor, "c m"]
     delta_centres: Float[Tensor, "c mn"]
-
-    def cosines(self) -> dict[str, float]:
-        """Of Γ and Δ the :func:`mean_cosine` of the centres of (273)."""
-        return {
-            "Γ": mean_cosine(self.gamma, self.gamma_centres),
-            "Δ": mean_cosine(self.delta, self.delta_centres),
-        }
+    mean_root: Float[Tensor, "c c"]
 
 
 def mean_cosine(found: Float[Tensor, "c c d"], centres: Float[Tensor, "c d"]) -> float:
@@ -91,8 +87,9 @@ def logit_gradients(
     delta = torch.stack([
         torch.einsum("zmj,zn->jmn", H.B[rows], H.X[rows]).flatten(1) / rows.sum() for rows in of_class
     ])  # fmt: skip
-    centres = _mean_root(network, X) @ later_weights(network, layer)
-    return LogitGradients(gamma, delta, centres, (centres[:, :, None] * H.X.mean(0)).flatten(1))
+    root = _mean_root(network, X)
+    centres = root @ later_weights(network, layer)
+    return LogitGradients(gamma, delta, centres, (centres[:, :, None] * H.X.mean(0)).flatten(1), root)
 
 
 def probabilities(network: nn.Module, X: Float[Tensor, "N *shape"]) -> Float[Tensor, "N c"]:
@@ -126,17 +123,22 @@ class CorrectedCentres(NamedTuple):
 
 
 def corrected_centres(
-    network: nn.Module, layer: str, H: LayerHessian, X: Float[Tensor, "N *shape"]
+    network: nn.Module, layer: str, H: LayerHessian, root: Float[Tensor, "c c"]
 ) -> CorrectedCentres:  # fmt: skip
-    """What (273) becomes with the means of the gates over the samples X of H.
+    """What (273) becomes with the means of the gates over the samples of H.
+
+    Parameters
+    ----------
+    root
+        E[Q] over these, :attr:`LogitGradients.mean_root`.
 
     Raises
     ------
     ValueError
         If anything but linear layers with ReLU after each is between the layer and the logits.
     """
-    root, x = _mean_root(network, X), H.X.mean(0)
-    gamma = root @ gated_weights(network, layer, gate_means(network, layer, H.X))
+    x = H.X.mean(0)
+    gamma = root @ gated_weights(network, layer, gate_means(network, layer, H.X).plain)
     mean, products = jacobian_means(network, layer, H.X)
     delta_joint = torch.einsum("jk,kmn->jmn", root, products).flatten(1)
     return CorrectedCentres(gamma, (gamma[:, :, None] * x).flatten(1), root @ mean, delta_joint)

@@ -166,6 +166,11 @@ def range_of_contrasts(S: Float[Tensor, "c m"]) -> Float[Tensor, "m c-1"]:
     return torch.linalg.svd(S - S.mean(0), full_matrices=False).Vh[: len(S) - 1].T
 
 
+def mean_curvature(p: Float[Tensor, "*more N c"]) -> Float[Tensor, "*more c c"]:
+    """E[A], A = diag(p) − ppᵀ, over samples of probabilities."""
+    return torch.diag_embed(p.mean(-2)) - p.mT @ p / p.shape[-2]
+
+
 def mean_gradient(H: LayerHessian, p: Float[Tensor, "N c"]) -> Float[Tensor, "c m"]:
     """E[AG], from the factors B = GᵀS of M, A = SSᵀ: AG = diag(√p) Bᵀ, as √p is in the null space of S.
 

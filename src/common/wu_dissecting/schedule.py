@@ -1,7 +1,8 @@
 """When a claim on trained networks may be decided before they were trained as long as the paper's.
 
-The rule was fixed before any result was seen. Of a quantity Q, measured in several networks after t/4, t/2 and t
-epochs, over all training images:
+The rule was fixed before any result was seen that it decides, and after others: before, networks counted as converged
+with more than 99 % of their training labels right. Every note says so. Of a quantity Q, measured in several networks
+after t/4, t/2 and t epochs, over all training images:
 
 a. data and scheme of the training are the paper's;
 b. the Hessian is over all training images, or over so many that twice as many move Q by less than a quarter of its
@@ -25,6 +26,8 @@ from common.notebook.intervals import Estimate, mean_interval
 SAMPLES_PER_VECTOR = 10
 #: Epochs of the paper's trainings (App E.3).
 PAPER_EPOCHS = 1000
+#: What the note of every claim by the rule ends with.
+CHANGED = "When it is decided was changed after results had been seen."
 
 
 @runtime_checkable
@@ -137,8 +140,8 @@ def claim_by_schedule(
 ) -> None:  # fmt: skip
     """A claim of a run on networks after ``epochs[-1]`` epochs, ``untested`` where :func:`not_decidable` says so.
 
-    Parameters as there and of :meth:`~common.notebook.run.Run.claim`. The effective numbers of samples are named in the
-    note.
+    Parameters as there and of :meth:`~common.notebook.run.Run.claim`. The note names the effective numbers of samples
+    and says that the rule took the place of another.
     """
     reason = not_decidable(
         epochs, values, criterion, target=target, differs=differs, effective=effective, k=k, estimate=estimate
@@ -147,7 +150,7 @@ def claim_by_schedule(
     counted = f"n_eff is {counts.mean():.0f}." if counts.size and np.isfinite(counts).all() else ""
     run.claim(
         ident, statement, estimate(np.asarray(values, dtype=float)[-1]), source=source, expected=expected,
-        criterion=criterion, note=f"{note} {counted}".strip(), untested=reason,
+        criterion=criterion, note=" ".join(filter(None, (note, counted, CHANGED))), untested=reason,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from common.wu_dissecting.networks import classifier
 from common.wu_dissecting.pac_bayes.bases import Weights
 from common.wu_dissecting.pac_bayes.bound import Confidence
 from common.wu_dissecting.pac_bayes.optimize import METHODS, Schedule, tighten
-from common.wu_dissecting.pac_bayes.plain import kl_of_start, plain_descent
+from common.wu_dissecting.pac_bayes.plain import plain_descent
 from common.wu_dissecting.pac_bayes.posterior import binned_by_rank, bounds, count_errors, spread_along_curvature
 from common.wu_dissecting.training import Scheme, trained_ensemble
 
@@ -312,14 +312,3 @@ def plain_descents(
         }  # fmt: skip
         found.append(cached(plain_descent, key, progress=f"{name}, {seed}"))
     return {part: np.array([float(one[part]) for one in found]) for part in found[0]}
-
-
-def starting_kls(
-    name: str, *, seeds: Sequence[int], samples: int, sgd_epochs: int
-) -> tuple[Float[np.ndarray, " R"], int]:  # fmt: skip
-    """KL(Q‖P) in nats where the optimization of a network of Table 10 starts, for the best λ; its number of weights."""
-    kls = []
-    for seed in seeds:
-        weights, prior_weights, _ = trained(name, labelled(name, samples, seed), epochs=sgd_epochs, seed=seed)
-        kls.append(kl_of_start(weights, prior_weights))
-    return np.array(kls), sum(w.numel() for w in weights)

@@ -18,6 +18,7 @@ At the paper's inputs max(0, N(0, 1)), κ = 1/π, that is 0.829 instead of 1.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -30,12 +31,11 @@ from common.wu_dissecting.gates import (
     COSINE,
     RECTIFIED,
     gate_moment,
-    gates_given_weights,
     limit_of_overlap,
     next_cosine,
 )
 from common.wu_dissecting.networks import classifier
-from common.wu_dissecting.output_hessian import range_of_contrasts, row_space_without_sum
+from common.wu_dissecting.output_hessian import mean_curvature, range_of_contrasts, row_space_without_sum
 
 
 def mean_logit_moments(cosine: float = COSINE, square: float = 0.5) -> tuple[float, float]:
@@ -53,11 +53,13 @@ def mean_logit_moments(cosine: float = COSINE, square: float = 0.5) -> tuple[flo
     return of_mean, square / 2 - of_mean
 
 
-def mean_curvature(mean: Float[Tensor, "W c"], variance: float, *, samples: int, generator: torch.Generator) -> Tensor:
+def curvature_of_logits(
+    mean: Float[Tensor, "W c"], variance: float, *, samples: int, generator: torch.Generator
+) -> Tensor:
     """Ā = E[diag(p) − ppᵀ] of logits N(mean, variance I), (W, c, c), over the same draws for all means."""
     z = torch.randn(samples, mean.shape[1], generator=generator, dtype=mean.dtype) * variance**0.5
     p = (mean[:, None] + torch.cat([z, -z])).softmax(2)
-    return torch.diag_embed(p.mean(1)) - p.mT @ p / p.shape[1]
+    return mean_curvature(p)
 
 
 def spread_of_curvature(c: int, *, weights: int, samples: int, generator: torch.Generator) -> float:
@@ -71,7 +73,7 @@ def spread_of_curvature(c: int, *, weights: int, samples: int, generator: torch.
     of_mean, variance = mean_logit_moments()
     mean = torch.randn(weights, c, generator=generator, dtype=torch.float64) * of_mean**0.5
     values = [
-        torch.linalg.eigvalsh(mean_curvature(part, variance, samples=samples, generator=generator))
+        torch.linalg.eigvalsh(curvature_of_logits(part, variance, samples=samples, generator=generator))
         for part in mean.split(50)
     ]
     values = torch.cat(values)
@@ -117,11 +119,11 @@ class TwoLayers:
         W1, W2 = torch.randn(n, d, generator=generator) / d**0.5, torch.randn(c, n, generator=generator) / n**0.5
         return cls(X, W1, W2, *(RECTIFIED if shift is None else (shift, 1.0)))
 
-    @property
+    @cached_property
     def gates(self) -> Float[Tensor, " n"]:
-        """q in closed form, given the weights alone."""
-        (q,) = gates_given_weights([self.first, self.second], self.mean, self.variance)
-        return q
+        """q = Φ(μ Σ_i W_pi/(σ √(Σ_i W_pi²))), given the weights alone; exact for Gaussian inputs."""
+        W = self.first.double()
+        return torch.special.ndtr(self.mean * W.sum(1) / (self.variance * W.square().sum(1)).sqrt())
 
     @property
     def printed_space(self) -> Float[Tensor, "n k"]:
@@ -195,7 +197,7 @@ def output_measures(layers: TwoLayers) -> OutputMeasures:
     D = (u > 0).to(u.dtype)
     z = u.relu() @ W.T
     p = z.softmax(1)
-    A = (torch.diag(p.mean(0)) - p.T @ p / N).double()
+    A = mean_curvature(p).double()
     PW, M = p @ W, torch.zeros(n, n)
     for k in range(c):
         B = p[:, k, None].sqrt() * (W[k] - PW) * D

@@ -34,8 +34,6 @@ RANDOM = "-R"
 KEPT = {"LeNet5": (0, 1, 2, 5, 10, 20, 50, 100, 200, 500), "F-200^2": (50, 100, 250, 500)}
 #: Entries of all factors of Hessians that are held at once for one network, 1 GiB in single precision.
 TOGETHER = 2**28
-#: A network counts as fitted with more than this share of its training labels right.
-FITTED = 0.99
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
 #: Parameters and running statistics of a network by their names in ``state_dict()``.
 State = Mapping[str, Tensor]
@@ -196,12 +194,6 @@ class Dissected:
         loss, accuracy = self.ensemble.loss[-1], self.ensemble.accuracy[-1]
         trained = f"{self.members} networks, {self.ensemble.epochs[-1]} epochs on {len(self.y)} samples"
         return f"{self.name}: {trained}, mean loss {loss.mean():.4f}, smallest accuracy {accuracy.min():.4f}"
-
-    def unfitted(self) -> str:
-        """Why claims on fitted networks are untested; empty if each network knows its training labels."""
-        share = float(self.ensemble.accuracy[-1].min())
-        needed = f"where more than {FITTED:.0%} are needed"
-        return "" if share > FITTED else f"{self.name} has {share:.1%} of its training labels right {needed}"
 
     def network(self, member: int, epoch: int | None = None) -> nn.Module:
         """One network after ``epoch`` epochs, the last ones by default, to be evaluated."""

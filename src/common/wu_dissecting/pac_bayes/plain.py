@@ -12,27 +12,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from common.cache import Checkpoint
 from common.wu_dissecting.pac_bayes.bases import Weights, kronecker_factors
 from common.wu_dissecting.pac_bayes.bound import Confidence, complexity
 from common.wu_dissecting.pac_bayes.optimize import ORDER, Descent
-from common.wu_dissecting.pac_bayes.posterior import Posteriors, check_labelled, log_abs
+from common.wu_dissecting.pac_bayes.posterior import Posteriors, check_labelled
 
 #: The share of the weights of the first layer that count as flat: those of the smallest curvature.
 FLAT = 0.1
 
 
-def flattest(weights: Weights, X: Float[Tensor, "N n"], share: float = FLAT) -> Int[Tensor, " k"]:
-    """Places in the first layer's weights, row by row and without biases, of the smallest E[M]_ii E[x_j²]."""
+def flattest(weights: Weights, X: Float[Tensor, "N n"]) -> Int[Tensor, " k"]:
+    """Places in the first layer's weights, row by row and without biases, of the smallest E[M]_ii E[x_j²], a tenth."""
     M, autocorrelation = kronecker_factors(weights, X)[0]
     curvature = torch.outer(M.diagonal(), autocorrelation.diagonal()).flatten()
-    return curvature.argsort(stable=True)[: max(1, round(share * len(curvature)))]
+    return curvature.argsort(stable=True)[: max(1, round(FLAT * len(curvature)))]
 
 
 def plain_descent(
     weights: Weights, prior_weights: Weights, X: Float[Tensor, "N n"], y: Int[Tensor, " N"], *, epochs: int, lr: float,
     decay_every: int, batch_size: int, confidence: Confidence, seed: int, progress: str = "",
-    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Lines 2 to 14 of Algorithm 1 in the standard basis (BASE), from s = w² and ϱ = −3.
 
@@ -44,8 +42,6 @@ def plain_descent(
         Of the trained network and of its initialization.
     lr, decay_every
         τ, which becomes a tenth after so many epochs, a hundredth after twice as many, ...
-    checkpoint
-        Not used: it is a matter of seconds.
 
     Returns
     -------
@@ -100,10 +96,3 @@ def plain_descent(
         "kl": q.kl()[0], "kl_before": kl_before[0],
     }  # fmt: skip
     return {name: value.detach().cpu() for name, value in found.items()}
-
-
-def kl_of_start(weights: Weights, prior_weights: Weights) -> float:
-    """KL(Q‖P) in nats at s = w² for the best λ, the mean of s + (w − w₀)²: ½ Σ ln(λ/s)."""
-    w, w0 = (torch.cat([part.flatten() for part in parts]).double() for parts in (weights, prior_weights))
-    s = (2 * log_abs(w)).exp()
-    return float(((s + (w - w0).square()).mean().log() - s.log()).sum() / 2)
