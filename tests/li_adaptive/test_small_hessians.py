@@ -129,7 +129,7 @@ def test_a_dead_layer_is_a_local_minimum_of_risk_one():
     found = around_a_dead_layer([4, 16, 8], x, y, radius=1e-3, points=20, generator=generator)
     assert (found.risk == 1).all() and (found.gradient == 0).all() and found.hessian == 0
     wide = around_a_dead_layer([4, 16, 8], x, y, radius=1e-9, points=1, generator=generator)
-    assert wide.risk.shape == (1,)
+    assert wide.risk.tolist() == [1] and wide.gradient.tolist() == [0]
     with pytest.raises(ValueError, match="two hidden layers"):
         around_a_dead_layer([4, 8], x, y, radius=1e-3, points=2, generator=generator)
     with pytest.raises(ValueError, match="no unit of the first layer"):
