@@ -49,7 +49,7 @@ def test_everything_runs_and_is_published(clone):
     for position in (1, 2, 3):
         assert len(re.findall(rf"^\[{position}/3\] {PAPER}/\w+ done in \d+ s: 1 reproduced$", output, re.M)) == 1
     for name in NAMES:
-        assert re.search(rf"^{PAPER}/{name} +1 +0 +0 +0 +\d+ +\d\d+ +no committed record$", output, re.M)
+        assert re.search(rf"^{PAPER}/{name} +1 +0 +0 +0 +0 +\d+ +\d\d+ +no committed record$", output, re.M)
         record = json.loads(clone.first_figures[f"{name}.json"])
         assert (record["id"], record["scale"]) == (f"{PAPER}/{name}", "quick")
         assert clone.result(name).name == record["source"][:16]
