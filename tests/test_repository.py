@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -208,6 +209,28 @@ def test_every_error_of_a_paper_stands_in_its_errata(paper):
         if c["verdict"] == "paper in error"
     }
     assert wrong <= {claim for entry in load_errata(paper) for claim in entry["claims"]}
+
+
+def numbers_in(value):
+    """All numbers in what a record keeps."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers_in(part)
+    elif isinstance(value, int | float):
+        yield value
+
+
+@each_record
+def test_of_every_error_the_numbers_have_what_is_printed_derived_and_measured(name):
+    record = load(paths.FIGURES / f"{name}.json")
+    kept = list(numbers_in(record["numbers"]))
+    for claim in record["claims"]:
+        if claim["verdict"] == "paper in error":
+            derived = float(re.search(r"Derived instead: (\S+), inside", claim["note"])[1])  # six digits
+            printed = [claim["expected"]] if isinstance(claim["expected"], int | float) else []
+            sides = [*printed, derived, claim["measured"]]
+            missed = [x for x in sides if not any(math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-12) for y in kept)]
+            assert missed == [], claim["id"]
 
 
 @each_record
