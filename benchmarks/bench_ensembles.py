@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from common.wu_dissecting.networks import classifier, xavier
-from common.wu_dissecting.training import Scheme, on_cpu
+from common.wu_dissecting.sgd import Scheme, on_cpu
 
 MEMBERS, SHAPE, BATCH, STEPS = 5, (1, 28, 28), 128, 20
 

@@ -253,7 +253,7 @@ def test_all_that_runs_in_the_making_of_a_result_counts(kinds):
     """So no edit of code that ran can leave the key as it was."""
     asked = [text for file in paths.SOURCE.glob("common/*/*.py") for text in [file.read_text()] if "cached(" in text]
     names = {name for text in asked for name in re.findall(r"\bcached\((\w+)[,)]", text)}
-    elsewhere = {"train_classifiers" if torch.cuda.is_available() else "train_classifiers_on_gpu"}
+    elsewhere = {"train_stage" if torch.cuda.is_available() else "train_stage_on_gpu"}
     assert {kind.rpartition(".")[2] for kind in kinds} == names - elsewhere, "a kind that is not watched here"
     for kind, (ran, reached) in kinds.items():
         modules = {d.module for d in reached} | NEUTRAL

@@ -78,7 +78,7 @@ def test_all_bounds_of_all_networks_are_made_once(monkeypatch):
     assert (first["variance"][there] > 0).all() and (first["curvature"][0][there[0]].diff() <= 1e-12).all()
     assert float(results["T-6"][1]["ITER"]["kl"]) != float(first["kl"])
     monkeypatch.setattr(table10, "tighten", None)
-    monkeypatch.setattr("common.wu_dissecting.training.train_ensemble", None)
+    monkeypatch.setattr("common.wu_dissecting.training.train", None)
     again = bounds_of_networks(["T-6", "R-5^2_10"], ["T-6"], **TINY)
     assert float(again["R-5^2_10"][1]["BASE"]["bound"]) == float(results["R-5^2_10"][1]["BASE"]["bound"])
     with pytest.raises(ValueError, match="unknown methods"):

@@ -21,14 +21,15 @@ def empty_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """Seeds of the networks that are trained and not found."""
-    seeds, train = [], training.train_ensemble
+    """Seeds of the networks that are trained and not found, once for every stage."""
+    seeds, train = [], training.train
 
     def counted(*arguments, **options):
-        seeds.append(list(options["seeds"]))
+        if options["stop"] > 0:  # the first stage is of no epochs
+            seeds.append(list(options["seeds"]))
         return train(*arguments, **options)
 
-    monkeypatch.setattr(training, "train_ensemble", counted)
+    monkeypatch.setattr(training, "train", counted)
     return seeds
 
 
@@ -72,7 +73,7 @@ def test_eigenpairs_are_kept(monkeypatch):
 
 def test_overlaps_of_all_layers_of_a_large_network(monkeypatch):
     case = dissected("VGG11-W3", "CIFAR-10", members=3, scheme="momentum", **TINY)
-    assert case.ensemble.epochs.tolist() == [1]  # nothing on the way is kept
+    assert case.ensemble.epochs.tolist() == [0, 1]
     found = case.overlaps(20, 1.5)
     assert list(found) == case.layers
     for layer in ("conv1", "conv5", "fc1"):
@@ -115,8 +116,8 @@ def test_rows_of_large_networks_have_their_own_sizes_and_none_without_its_data(t
     found = dissected_rows(rows, [2, 2, 1], [20, 20, 30], **same)
     assert list(found) == [rows[0], rows[2]]
     assert [len(case.y) for case in found.values()] == [20, 30]
-    assert [case.ensemble.epochs.tolist() for case in found.values()] == [[2], [1]]
-    assert sorted(trainings) == [[3], [3], [4], [4]]
+    assert [case.ensemble.epochs.tolist() for case in found.values()] == [[0, 1, 2], [0, 1]]
+    assert sorted(trainings) == [[3], [3], [3], [4], [4], [4]]
     layers = found[rows[2]].hessians(1, ["conv2", "sc-conv1"], 10)
     alone = found[rows[2]].hessian(1, "sc-conv1", 10)
     torch.testing.assert_close(layers["sc-conv1"].input_basis[0], alone.input_basis[0])

@@ -3,21 +3,19 @@
 import pytest
 import torch
 
-from common import cache
+from common import cache, paths
 from common.cache import PartialFile
+from common.wu_dissecting.convolutional_sgd import Convolutional
 from common.wu_dissecting.networks import classifier, layer_names, truncated_gaussian, xavier
-from common.wu_dissecting.training import (
-    OnGpu,
-    Scheme,
-    on_cpu,
-    train_classifiers,
-    train_classifiers_on_gpu,
-    train_ensemble,
-    trained_ensemble,
-)
+from common.wu_dissecting.sgd import InTurn, OnGpu, Scheme, Together, on_cpu
+from common.wu_dissecting.training import initial_states, train, train_stage, train_stage_on_gpu, trained_ensemble
 
 SCHEME = Scheme(lr=0.1, batch_size=16)
-SHAPES = {"F-9-7": (6, 1, 1), "F-9-7-BN": (6, 1, 1), "LeNet5-(fc1-9)": (1, 28, 28), "LeNet5-BN": (1, 28, 28)}
+HEAVY = Scheme(0.1, 0.9, 1e-2, 16)
+SHAPES = {
+    "F-9-7": (6, 1, 1), "F-9-7-BN": (6, 1, 1), "LeNet5-(fc1-9)": (1, 28, 28), "LeNet5-BN": (3, 32, 32),
+    "VGG11-W3": (3, 32, 32),
+}  # fmt: skip
 
 
 def data(name, samples=52):
@@ -25,46 +23,82 @@ def data(name, samples=52):
     return X, X.flatten(1)[:, :4].argmax(1)
 
 
-def trained(name, scheme=SCHEME, **options):
+def trained(name, scheme=SCHEME, trainer=on_cpu, dtype=torch.float64, device="cpu", **options):
     X, y = data(name)
-    options = {"seeds": [3, 8], "epochs": 3, "scheme": scheme} | options
-    return train_ensemble(on_cpu, lambda: classifier(name, SHAPES[name], 4), X, y, **options)
+
+    def build():
+        return classifier(name, SHAPES[name], 4).to(dtype)
+
+    state = {key: tensor.to(device) for key, tensor in initial_states(build, [3, 8], xavier).items()}
+    options = {"seeds": [3, 8], "scheme": scheme, "start": 0, "stop": 3, "state": state, "velocity": {}} | options
+    return train(trainer, build, X.to(dtype).to(device), y.to(device), **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "scheme"), [
-        ("F-9-7", SCHEME), ("F-9-7-BN", SCHEME), ("F-9-7", Scheme(0.1, 0.9, 1e-2, 16)), ("LeNet5-(fc1-9)", SCHEME)
-    ],
-)  # fmt: skip
-def test_every_member_is_trained_as_torch_trains_it_alone(name, scheme):
+@pytest.mark.parametrize(("name", "scheme", "trainer"), [
+    ("F-9-7", SCHEME, Together), ("F-9-7-BN", SCHEME, Together), ("F-9-7", HEAVY, InTurn),
+    ("LeNet5-(fc1-9)", SCHEME, Convolutional), ("LeNet5-BN", Scheme(0.01, 0.5, 1e-2, 26), Convolutional),
+    ("VGG11-W3", HEAVY, InTurn),
+])  # fmt: skip
+def test_every_member_is_trained_as_torch_trains_it_alone(name, scheme, trainer):
     X, y = data(name)
-    found = trained(name, scheme, keep=[1])
-    assert found.epochs.tolist() == [1, 3]
+    X, build = X.double(), lambda: classifier(name, SHAPES[name], 4).double()
+    assert type(on_cpu([build()], X, y, scheme)) is trainer
+    found = trained(name, scheme)
     for member, seed in enumerate([3, 8]):
-        network, same = classifier(name, SHAPES[name], 4), classifier(name, SHAPES[name], 4)
+        network = build()
         xavier(network, torch.Generator().manual_seed(seed))
         optimizer = torch.optim.SGD(
             network.parameters(), lr=scheme.lr, momentum=scheme.momentum, weight_decay=scheme.weight_decay
         )
         for epoch in range(3):
             order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
-            for rows in order.split(16):
+            for rows in order.split(scheme.batch_size):
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(network(X[rows]), y[rows]).backward()
                 optimizer.step()
-        same.load_state_dict(found.state(member))
         for key, expected in network.state_dict().items():
-            torch.testing.assert_close(same.state_dict()[key], expected, atol=2e-5, rtol=1e-3)
+            torch.testing.assert_close(found[f"state:{key}"][member], expected, atol=1e-8, rtol=1e-8)
         loss = torch.nn.functional.cross_entropy(network.eval()(X), y)
-        torch.testing.assert_close(found.loss[-1, member], loss.detach(), atol=1e-5, rtol=1e-3)
-    with pytest.raises(ValueError, match="not kept"):
-        found.state(0, epoch=2)
+        torch.testing.assert_close(found["loss"][member].double(), loss.detach(), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("F-9-7-BN", SCHEME), ("LeNet5-(fc1-9)", Scheme(0.1, 0.9, 1e-2, 16))])
-def test_an_interrupted_ensemble_gives_the_same(name, scheme, tmp_path, monkeypatch):
+def test_of_equal_outputs_of_a_pooling_the_first_gets_the_gradient_as_in_torch():
+    network = classifier("LeNet5", (1, 28, 28), 4).double()
+    xavier(network, torch.Generator().manual_seed(0))
+    state = {name: tensor[None] for name, tensor in network.state_dict().items()}
+    X = torch.randint(0, 2, (16, 1, 7, 7), generator=torch.Generator().manual_seed(0)).double()
+    X, y = X.repeat_interleave(4, 2).repeat_interleave(4, 3), torch.arange(16) % 4  # squares of equal pixels
+    order, found = torch.arange(16)[None], []
+    for trainer in (InTurn, on_cpu):
+        steps = trainer([classifier("LeNet5", (1, 28, 28), 4).double()], X, y, SCHEME)
+        steps.restore(state, {})
+        steps.pass_through(order, 16)
+        found.append(steps.now())
+    for key, expected in found[0].items():
+        torch.testing.assert_close(found[1][key], expected, atol=1e-12, rtol=1e-10)
+
+
+def test_convolutions_that_the_steps_by_hand_are_not_made_for_are_left_to_torch():
+    nn = torch.nn
+
+    def network(convolution, *behind, side=14):
+        return nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2), *behind, nn.Flatten(), nn.Linear(side, 2))
+
+    assert Convolutional.takes(network(nn.Conv2d(1, 2, 5)), (1, 28, 28))
+    assert Convolutional.takes(network(nn.Conv2d(1, 2, 3, padding=1)), (1, 28, 28))
+    for other in (
+        network(nn.Conv2d(1, 2, 5, stride=2)), network(nn.Conv2d(1, 2, (3, 5))), network(nn.Conv2d(1, 2, 4)),
+        network(nn.Conv2d(1, 2, 5), nn.Dropout()), nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), nn.Linear(2, 2),
+    ):  # fmt: skip
+        assert not Convolutional.takes(other, (1, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("F-9-7-BN", SCHEME), ("LeNet5-(fc1-9)", HEAVY), ("LeNet5-BN", HEAVY), ("VGG11-W3", HEAVY)]
+)
+def test_a_training_that_was_interrupted_or_made_in_stages_gives_the_same(name, scheme, tmp_path, monkeypatch):
     monkeypatch.setattr("common.cache.CHECKPOINT_SECONDS", 0.0)
-    whole = trained(name, scheme, keep=[0, 1])
+    whole = trained(name, scheme)
     checkpoint = PartialFile(tmp_path / "ensemble.pt", "an ensemble")
     randperm, calls = torch.randperm, []
 
@@ -76,58 +110,77 @@ def test_an_interrupted_ensemble_gives_the_same(name, scheme, tmp_path, monkeypa
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(torch, "randperm", interrupted)
-        trained(name, scheme, keep=[0, 1], checkpoint=checkpoint)
+        trained(name, scheme, checkpoint=checkpoint)
     assert int(checkpoint.load()["epoch"]) == 2
-    resumed = trained(name, scheme, keep=[0, 1], checkpoint=checkpoint)
-    for key, tensor in whole.tensors().items():
-        if key != "seconds":
-            assert torch.equal(tensor, resumed.tensors()[key]), key
+    resumed = trained(name, scheme, checkpoint=checkpoint)
+    half = trained(name, scheme, stop=1)
+    state, velocity = (
+        {key.removeprefix(part): tensor for key, tensor in half.items() if key.startswith(part)}
+        for part in ("state:", "velocity:")
+    )
+    assert bool(velocity) == (scheme.momentum > 0)
+    staged = trained(name, scheme, start=1, state=state, velocity=velocity)
+    for key, tensor in whole.items():
+        assert torch.equal(tensor, resumed[key]), key
+        assert torch.equal(tensor, staged[key]), key
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize(
-    ("name", "scheme"),
-    [("F-9-7-BN", SCHEME), ("F-9-7", Scheme(0.1, 0.9, 1e-2, 16)), ("LeNet5-(fc1-9)", Scheme(0.1, 0.9, 1e-2, 16))],
-)
+@pytest.mark.parametrize(("name", "scheme"), [("F-9-7-BN", SCHEME), ("F-9-7", HEAVY), ("LeNet5-(fc1-9)", HEAVY)])
 def test_a_gpu_trains_as_a_cpu_does(name, scheme):
-    X, y = data(name)
+    found = trained(name, scheme, OnGpu, device="cuda")
+    for key, tensor in trained(name, scheme).items():
+        torch.testing.assert_close(found[key].cpu(), tensor, atol=1e-9, rtol=1e-9)
 
-    def on(trainer, device):
-        def build():
-            return classifier(name, SHAPES[name], 4).double()
 
-        options = {"seeds": [3, 8], "epochs": 3, "scheme": scheme, "keep": [1]}
-        return train_ensemble(trainer, build, X.double().to(device), y.to(device), **options).tensors()
-
-    found = on(OnGpu, "cuda")
-    for key, tensor in on(on_cpu, "cpu").items():
-        torch.testing.assert_close(found[key], tensor, atol=1e-9, rtol=1e-9)
+def test_a_longer_training_goes_on_from_the_files_of_a_shorter_one(tmp_path, monkeypatch, capsys):
+    X, y = data("F-9-7")
+    monkeypatch.setattr("common.paths.CACHE", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    one = {"name": "F-9-7", "classes": 4, "X": X, "y": y, "seeds": [3], "scheme": HEAVY}
+    short = trained_ensemble(**one, epochs=2)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+    assert short.epochs.tolist() == [0, 1, 2] and len(files) == 3
+    long = trained_ensemble(**one, epochs=7, progress="stages")
+    assert capsys.readouterr().out.count("stages: after") == 2
+    assert long.epochs.tolist() == [0, 1, 2, 5, 7]
+    assert all(path.stat().st_mtime_ns == files[path] for path in files)
+    for key, tensor in short.states.items():
+        assert torch.equal(tensor, long.states[key][:3])
+    network = classifier("F-9-7", SHAPES["F-9-7"], 4)
+    xavier(network, torch.Generator().manual_seed(3))
+    assert all(torch.equal(tensor, long.state(0, 0)[key]) for key, tensor in network.state_dict().items())
+    with pytest.raises(ValueError, match="not kept"):
+        long.state(0, epoch=3)
 
 
 def test_what_was_made_on_a_gpu_is_taken_before_it_is_made_on_a_cpu(tmp_path, monkeypatch):
     X, y = data("F-9-7")
-    arguments = {
-        "name": "F-9-7", "classes": 4, "X": X, "y": y, "seeds": [3], "epochs": 1, "scheme": SCHEME, "keep": [],
-        "initialization": "xavier",
-    }  # fmt: skip
     monkeypatch.setattr("common.paths.CACHE", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert trained_ensemble(arguments).loss.shape == (1, 1)
-    assert [folder.name for folder in tmp_path.iterdir()] == ["wu_dissecting.training.train_classifiers"]
-    on_gpu = cache.file_of(train_classifiers_on_gpu, arguments)
-    description = cache.describe(train_classifiers_on_gpu, arguments)
-    cache._write(on_gpu, description, train_classifiers(**arguments) | {"loss": torch.tensor([[7.0]])}, 1.0)
-    assert trained_ensemble(arguments).loss.item() == 7
+    one = {"name": "F-9-7", "classes": 4, "X": X, "y": y, "seeds": [3], "scheme": SCHEME}
+    assert trained_ensemble(**one, epochs=0).loss.shape == (1, 1)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["wu_dissecting.training.train_stage"]
+    state = initial_states(lambda: classifier("F-9-7", X.shape[1:], 4), [3], xavier)
+    arguments = one | {"start": 0, "stop": 0, "state": state, "velocity": {}}
+    on_gpu, description = (f(train_stage_on_gpu, arguments) for f in (cache.file_of, cache.describe))
+    cache._write(on_gpu, description, train_stage(**arguments) | {"loss": torch.tensor([7.0])}, 1.0)
+    assert paths.CACHE in on_gpu.parents and trained_ensemble(**one, epochs=0).loss.item() == 7
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"epochs": -1}, "positive"), ({"seeds": []}, "positive"), ({"keep": [9]}, "0..3"),
-])  # fmt: skip
-def test_what_cannot_be_trained(change, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("change", [{"start": -1}, {"start": 4}, {"seeds": []}])
+def test_what_cannot_be_trained(change):
+    with pytest.raises(ValueError, match="positive"):
         trained("F-9-7", **change)
     with pytest.raises(FloatingPointError, match="not finite"):
-        trained("F-9-7", Scheme(1e30, batch_size=16))
+        trained("F-9-7", Scheme(1e30, batch_size=16), dtype=torch.float32)
+    X, y = data("F-9-7")
+    with pytest.raises(ValueError, match="unknown initialization"):
+        trained_ensemble("F-9-7", 4, X, y, seeds=[0], epochs=1, scheme=SCHEME, initialization="zero")
+    with pytest.raises(ValueError, match="at least one seed"):
+        trained_ensemble("F-9-7", 4, X, y, seeds=[], epochs=1, scheme=SCHEME)
+    with pytest.raises(ValueError, match="at least 1 class"):
+        classifier("F-9-7", (6, 1, 1), 0)
 
 
 def test_networks_have_the_sizes_of_tables_3_to_5():
@@ -174,10 +227,7 @@ def test_resnet18_is_the_usual_one_without_batch_norm():
     expected = x.mean((2, 3)) @ weights["fc1.weight"].T + weights["fc1.bias"]
     torch.testing.assert_close(network(X), expected)
     assert layer_names(network) == [*(f"conv{k}" for k in range(1, 18)), "sc-conv1", "sc-conv2", "sc-conv3", "fc1"]
-    found = train_ensemble(  # not a sequence of modules
-        on_cpu, lambda: classifier("ResNet18-W4", (3, 32, 32), 10), X.float(), torch.tensor([0, 1]), seeds=[0], epochs=1
-    )
-    assert found.loss.isfinite().all()
+    assert type(on_cpu([network], X, torch.tensor([0, 1]), SCHEME)) is InTurn  # not a sequence of modules
 
 
 def test_the_gaussian_initialization_of_dziugaite_and_roy():

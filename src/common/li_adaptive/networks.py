@@ -137,8 +137,10 @@ def initialize(network: nn.Module, kind: str, generator: torch.Generator, *, sca
     Raises
     ------
     ValueError
-        If the kind is unknown.
+        If the kind is unknown, or the scale negative.
     """
+    if not scale >= 0:
+        raise ValueError(f"the scale must not be negative, got {scale}")
     for layer in affine_layers(network):
         fan_in = layer.weight[0].numel()
         shape, device = layer.weight.shape, layer.weight.device

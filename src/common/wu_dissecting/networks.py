@@ -37,8 +37,10 @@ def classifier(name: str, shape: Sequence[int], classes: int) -> nn.Module:
     Raises
     ------
     ValueError
-        If there is no such network, or it does not take such images.
+        If there is no such network, it does not take such images, or there are no classes.
     """
+    if classes < 1:
+        raise ValueError(f"at least 1 class is needed, got {classes}")
     if found := _PERCEPTRON.fullmatch(name):
         hidden: list[int] = []
         for group in found[1][1:].split("-"):

@@ -20,7 +20,8 @@ from common.wu_dissecting.pac_bayes.bound import Confidence
 from common.wu_dissecting.pac_bayes.optimize import METHODS, Schedule, tighten
 from common.wu_dissecting.pac_bayes.plain import plain_descent
 from common.wu_dissecting.pac_bayes.posterior import binned_by_rank, bounds, count_errors, spread_along_curvature
-from common.wu_dissecting.training import Scheme, trained_ensemble
+from common.wu_dissecting.sgd import Scheme
+from common.wu_dissecting.training import trained_ensemble
 
 #: Added to the seed of the samples and labels, on which w₀ may not depend, and of the final draws, with which Q may not
 #: have been optimized. A CPU's generator looks at 32 bits of a seed only; those of the optimization are far below.
@@ -76,11 +77,10 @@ def labelled(name: str, samples: int, seed: int) -> Labelled:
 def trained(name: str, data: Labelled, *, epochs: int, seed: int) -> tuple[Weights, Weights, float]:
     """Weights after SGD and before, of a network of Table 10, and its test error; kept in a file."""
     network = "F-" + _NAME.fullmatch(name)[2]
-    key = {
-        "name": network, "classes": data.classes, "X": data.X[:, :, None, None], "y": data.y, "seeds": [seed],
-        "epochs": epochs, "scheme": Scheme(), "keep": [0], "initialization": "truncated gaussian",
-    }  # fmt: skip
-    kept = trained_ensemble(key, progress=f"{name}, {seed}")
+    kept = trained_ensemble(
+        network, data.classes, data.X[:, :, None, None], data.y, seeds=[seed], epochs=epochs, scheme=Scheme(),
+        initialization="truncated gaussian", progress=f"{name}, {seed}",
+    )  # fmt: skip
     layers, states = range(1, 1 + len(kept.states) // 2), kept.states
     last, first = (
         [torch.cat([states[f"fc{k}.weight"][at, 0], states[f"fc{k}.bias"][at, 0, :, None]], 1) for k in layers]

@@ -24,14 +24,13 @@ from common.hessian.operators import FullHessian
 from common.wu_dissecting.eigenspaces import correspondence, nested_overlaps, pairwise_overlaps
 from common.wu_dissecting.networks import classifier, layer_names
 from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
-from common.wu_dissecting.training import Ensemble, Scheme, trained_ensemble
+from common.wu_dissecting.sgd import Scheme
+from common.wu_dissecting.training import Ensemble, trained_ensemble
 
 #: The training schemes of App E.3 and F.2.1.
 SCHEMES = {"default": Scheme(), "slow": Scheme(lr=0.001), "momentum": Scheme(momentum=0.9, weight_decay=5e-4)}
 #: How the names of data sets with random labels end.
 RANDOM = "-R"
-#: Epochs after which networks are kept, besides the last, by how their names begin.
-KEPT = {"LeNet5": (0, 1, 2, 5, 10, 20, 50, 100, 200, 500), "F-200^2": (50, 100, 250, 500)}
 #: Entries of all factors of Hessians that are held at once for one network, 1 GiB in single precision.
 TOGETHER = 2**28
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
@@ -419,13 +418,10 @@ def dissected_all(trainings: Sequence[Trainings]) -> list[Dissected]:
     def train(task: tuple[Trainings, list[int]]) -> Ensemble:
         one, seeds = task
         X, y, _ = samples[one.data, one.samples, one.seed]
-        kept = next((kept for name, kept in KEPT.items() if one.name.startswith(name)), ())
-        key = {
-            "name": one.name, "classes": CLASSES[one.origin], "X": X, "y": y, "seeds": seeds, "epochs": one.epochs,
-            "scheme": SCHEMES[one.scheme], "keep": [epoch for epoch in kept if epoch < one.epochs],
-            "initialization": "xavier",
-        }  # fmt: skip
-        return trained_ensemble(key, progress=f"{one.name} on {one.data}")
+        return trained_ensemble(
+            one.name, CLASSES[one.origin], X, y, seeds=seeds, epochs=one.epochs, scheme=SCHEMES[one.scheme],
+            progress=f"{one.name} on {one.data}, {one.scheme}, seeds {seeds}",
+        )  # fmt: skip
 
     tasks = [(one, group) for one in trainings for group in one.groups]
     # Lists begin with the small networks, and what takes long is best begun first.
