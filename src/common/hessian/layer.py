@@ -192,9 +192,12 @@ class WeightSharingGaussNewton(_Factored):
         return torch.linalg.vector_norm(self.J, dim=(1, 2)).double().square()
 
     def _product(self, V: Float[Tensor, "mn k"]) -> Float[Tensor, "mn k"]:
-        """4 N r m n k floating-point operations."""
-        flat = self.J.flatten(0, 1)
-        return flat.T @ (flat @ V) / len(self.J)
+        """4 N r m n k floating-point operations; by rows, as few columns are multiplied at a sixth of the speed."""
+        flat, vectors = self.J.flatten(0, 1), V.T.contiguous()
+        out = torch.zeros_like(vectors)
+        for some in flat.split(max(1, CHUNK // 8 // flat.shape[1])):
+            out.addmm_(vectors @ some.T, some)
+        return out.T / len(self.J)
 
 
 @dataclass(eq=False)
@@ -340,7 +343,7 @@ def _use_that_cannot_be_done(passed: ForwardPass, layer: str, module: nn.Module,
 
 
 def _factors(passed: ForwardPass) -> dict[str, list[Tensor]] | None:
-    """B = GᵀS of every call of every layer, (N, *output, c); None where the logits of a sample depend on others."""
+    """Bᵀ = SᵀG of every call of every layer, (N, c, *output); None where the logits of a sample depend on others."""
     logits = passed.logits
     p = logits.detach().softmax(1)
     root = p.sqrt()
@@ -360,10 +363,10 @@ def _factors(passed: ForwardPass) -> dict[str, list[Tensor]] | None:
     except RuntimeError as error:  # a tensor that is needed was changed in place
         reason = str(error).partition("\n")[0]
         raise ValueError(f"torch cannot differentiate the network: {reason}") from error
-    factors = [torch.stack(column[:-1], -1) for column in zip(*found, strict=True)]
+    factors = [torch.stack(column[:-1], 1) for column in zip(*found, strict=True)]
     for B, scaled in zip(factors, found[-1], strict=True):
-        expected = (B @ signs) * scale.view(-1, *[1] * (B.ndim - 2))
-        if (expected - scaled).abs().max() > torch.finfo(B.dtype).eps ** 0.5 * B.abs().max():
+        expected = (signs @ B.flatten(2)) * scale[:, None]
+        if _largest(expected - scaled.flatten(1)) > torch.finfo(B.dtype).eps ** 0.5 * _largest(B):
             return None
     each = iter(factors)
     return {layer: [next(each) for _ in calls] for layer, calls in passed.calls.items()}
@@ -372,9 +375,9 @@ def _factors(passed: ForwardPass) -> dict[str, list[Tensor]] | None:
 def _part(module: nn.Module, calls: Sequence[Call], factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """What a batch has for a layer: X and B of a dense layer at one position, and else what :func:`_summed` gives."""
     positions = [_positions(module, call, B) for call, B in zip(calls, factors, strict=True)]
-    inputs, B = (torch.cat(part, 1) for part in zip(*positions, strict=True))
-    once = isinstance(module, nn.Linear) and inputs.shape[1] == 1
-    return (inputs[:, 0], B[:, 0]) if once else _summed(inputs, B)
+    inputs, B = positions[0] if len(positions) == 1 else (torch.cat(p, -1) for p in zip(*positions, strict=True))
+    once = isinstance(module, nn.Linear) and inputs.shape[2] == 1
+    return (inputs[:, :, 0], B[:, :, :, 0].mT) if once else _summed(inputs, B)
 
 
 def _joined(
@@ -399,11 +402,11 @@ def _joined(
     return kind(gathered[0], M, C, first * first.sum().sign())
 
 
-def _positions(module: nn.Module, call: Call, B: Tensor) -> tuple[Float[Tensor, "N P n"], Float[Tensor, "N P m r"]]:
+def _positions(module: nn.Module, call: Call, B: Tensor) -> tuple[Float[Tensor, "N n P"], Float[Tensor, "N r m P"]]:
     """Inputs and factors at every position of a call."""
     x = call.inputs
     if isinstance(module, nn.Linear):
-        return x.reshape(len(x), -1, x.shape[-1]), B.reshape(len(x), -1, *B.shape[-2:])
+        return x.reshape(len(x), -1, x.shape[-1]).mT, B.reshape(*B.shape[:2], -1, B.shape[-1]).mT
     kernel, padding = module.weight.shape[2:], module.padding
     if module.padding_mode != "zeros":  # as its forward has it
         x, padding = nn.functional.pad(x, module._reversed_padding_repeated_twice, module.padding_mode), 0
@@ -412,12 +415,17 @@ def _positions(module: nn.Module, call: Call, B: Tensor) -> tuple[Float[Tensor, 
         x, padding = nn.functional.pad(x, [side for t in total for side in (t // 2, t - t // 2)]), 0
     elif padding == "valid":
         padding = 0
-    unfolded = nn.functional.unfold(x, kernel, module.dilation, padding, module.stride)
-    return unfolded.mT, B.flatten(2, 3).transpose(1, 2)
+    return nn.functional.unfold(x, kernel, module.dilation, padding, module.stride), B.flatten(3)
 
 
-def _summed(x: Float[Tensor, "N P n"], B: Float[Tensor, "N P m r"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _summed(x: Float[Tensor, "N n P"], B: Float[Tensor, "N r m P"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """J, and the sums over samples of M̃, XXᵀ and X."""
-    J = torch.einsum("zpmr,zpn->zrmn", B, x).flatten(2)
-    M = torch.einsum("zpmr,zplr->ml", B, B) / B.shape[1]
-    return J, M, torch.einsum("zpn,zpl->nl", x, x), x.sum(0).T
+    J = (B.flatten(1, 2) @ x.mT).view(*B.shape[:2], -1)
+    of_each = B.flatten(0, 1)
+    return J, (of_each @ of_each.mT).sum(0) / B.shape[3], (x @ x.mT).sum(0), x.sum(0)
+
+
+def _largest(values: Tensor) -> float:
+    """The largest modulus."""
+    low, high = values.aminmax()
+    return max(-float(low), float(high))

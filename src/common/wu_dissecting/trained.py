@@ -21,6 +21,7 @@ from common.hessian.layer import (
     layer_hessians,
 )
 from common.hessian.operators import FullHessian
+from common.wu_dissecting.decoupling import distance_from_kronecker
 from common.wu_dissecting.eigenspaces import correspondence, nested_overlaps, pairwise_overlaps
 from common.wu_dissecting.networks import classifier, layer_names
 from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
@@ -38,7 +39,7 @@ CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
 State = Mapping[str, Tensor]
 
 
-def _network(name: str, classes: int, shape: Sequence[int], state: State) -> nn.Module:
+def network_of(name: str, classes: int, shape: Sequence[int], state: State) -> nn.Module:
     """A network with these parameters, to be evaluated, on the GPU if there is one."""
     network = classifier(name, shape, classes)
     network.load_state_dict(dict(state))
@@ -63,6 +64,8 @@ class LayerEigenpairs(Eigenpairs):
         (k,) how much of every eigenvector lies on v₁ = t₁, (265).
     kronecker
         (min(k, m),) overlaps of the first 1, 2, ... eigenvectors with those of E[M] ⊗ E[xxᵀ].
+    decoupling
+        (1,) ‖E[M] ⊗ E[xxᵀ] − H‖/‖H‖, how far (3) is from an identity.
     """
 
     effective: Float[Tensor, "1"]
@@ -72,21 +75,24 @@ class LayerEigenpairs(Eigenpairs):
     first: Float[Tensor, " n"]
     on_first: Float[Tensor, " k"]
     kronecker: Float[Tensor, " l"]
+    decoupling: Float[Tensor, "1"]
 
 
 def layer_eigenpairs(
     name: str, classes: int, state: State, X: Tensor, layer: str, k: int, tolerance: float
 ) -> LayerEigenpairs:
     """The k largest eigenpairs of a layer's Hessian over the samples X."""
-    network = _network(name, classes, X.shape[1:], state)
+    network = network_of(name, classes, X.shape[1:], state)
     H = layer_hessian(network, layer, X.to(default_device()))
     found = H.top_eigenpairs(k, tolerance=tolerance)
     few, first = min(k, len(H.output_hessian)), H.input_basis[1][:, :1]
+    distance, _ = distance_from_kronecker(H.to("cpu"), seed=0)
     return LayerEigenpairs(
         **vars(found), effective=torch.tensor([H.effective_samples]), tau=H.output_basis[0],
         gamma=H.input_basis[0], output_vectors=H.output_basis[1], first=first[:, 0].contiguous(),
         on_first=correspondence(found.vectors, H.output_basis[1], first)[0][0],
         kronecker=nested_overlaps(found.vectors[:, :few], H.kronecker_eigenpairs(few)[1]),
+        decoupling=torch.tensor([distance / (float(found.values[0]) or 1.0)]),
     )  # fmt: skip
 
 
@@ -94,7 +100,7 @@ def full_eigenpairs(
     name: str, classes: int, state: State, X: Tensor, y: Tensor, k: int, tolerance: float
 ) -> dict[str, Tensor]:
     """What :meth:`Dissected.full_eigenpairs` says."""
-    network, X, y = _network(name, classes, X.shape[1:], state), X.to(default_device()), y.to(default_device())
+    network, X, y = network_of(name, classes, X.shape[1:], state), X.to(default_device()), y.to(default_device())
     layers = [layer_hessian(network, layer, X) for layer in layer_names(network)]
     approximation = output_approximation(layers, k)
     start = approximation.basis[:, :BLOCK].contiguous()
@@ -123,7 +129,7 @@ def overlaps_of_layers(
     )
 
     def measure(state: State) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
-        found, network = {}, _network(name, classes, X.shape[1:], state)
+        found, network = {}, network_of(name, classes, X.shape[1:], state)
         for group in groups:
             hessians = layer_hessians(network, group, X.to(device))
             for layer in group:
