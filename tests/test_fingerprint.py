@@ -174,14 +174,15 @@ KEEPING = {
     },
     "wu_dissecting/fig02_kronecker": {
         "epochs": 1, "samples": 128, "hessian_samples": 64, "deeper_epochs": 1, "deeper_samples": 128,
-        "full_samples": 32, "shown": 8,
+        "full_samples": [32, 32], "shown": 8,
     },
     "wu_dissecting/fig07_08_convnets": {"members": 2, "samples": [32, 32], "hessian_samples": [8, 8]},
     "wu_dissecting/fig19_20_trajectory": {"members": 2, "epochs": 1, "samples": 64, "hessian_samples": 32},
     "wu_dissecting/table06_07_autocorrelation": {
-        "networks": ["F-20^2 MNIST"], "epochs": [1], "samples": [64], "members": 2, "large_samples": [32],
-        "large_members": 2,
+        "networks": ["F-20^2 MNIST"], "epochs": [1], "samples": [64], "members": [2], "large_samples": [32],
+        "large_members": [2],
     },
+    "wu_dissecting/table08_output_eigenspace": {"samples": 64, "wide_samples": 64, "members": 1},
     "wu_dissecting/table10_pac_bayes": {
         "networks": ["T-20^2_10"], "members": 1, "samples": 256, "sgd_epochs": 1, "epochs": 2, "hessian_samples": 64,
         "draws": 1000,

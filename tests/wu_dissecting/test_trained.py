@@ -112,8 +112,8 @@ def test_overlaps_in_a_layer_of_several_ensembles():
 def test_rows_of_large_networks_have_their_own_sizes_and_none_without_its_data(trainings, monkeypatch):
     monkeypatch.setattr(trained.images, "available", lambda data: False)
     rows = ["VGG11-W3 CIFAR-10", "VGG11-W3 CIFAR-100", "ResNet18-W2 CIFAR-10"]
-    same = {"members": 2, "seed": 3, "scheme": "default"}
-    found = dissected_rows(rows, [2, 2, 1], [20, 20, 30], **same)
+    same = {"seed": 3, "scheme": "default"}
+    found = dissected_rows(rows, [2, 2, 2], [2, 2, 1], [20, 20, 30], **same)
     assert list(found) == [rows[0], rows[2]]
     assert [len(case.y) for case in found.values()] == [20, 30]
     assert [case.ensemble.epochs.tolist() for case in found.values()] == [[0, 1, 2], [0, 1]]
@@ -122,9 +122,9 @@ def test_rows_of_large_networks_have_their_own_sizes_and_none_without_its_data(t
     alone = found[rows[2]].hessian(1, "sc-conv1", 10)
     torch.testing.assert_close(layers["sc-conv1"].input_basis[0], alone.input_basis[0])
     with pytest.raises(ValueError, match="not as in"):
-        dissected_rows(["VGG11"], [1], [20], **same)
-    with pytest.raises(ValueError, match="1 networks, 2 numbers of epochs, 1 of samples"):
-        dissected_rows(rows[:1], [1, 2], [20], **same)
+        dissected_rows(["VGG11"], [2], [1], [20], **same)
+    with pytest.raises(ValueError, match="1 networks, 1 of members, 2 of epochs, 1 of samples"):
+        dissected_rows(rows[:1], [2], [1, 2], [20], **same)
 
 
 def test_schemes_have_networks_of_their_own(trainings):

@@ -1,11 +1,16 @@
 """The top c − 1 eigenspace of E[M] in the weights, as Wu et al. (2022), App G.1, print it and corrected."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from common.hessian.layer import LayerHessian
+from common.cache import cached
+from common.devices import default_device
+from common.hessian.layer import LayerHessian, layer_hessians
 from common.wu_dissecting.eigenspaces import overlap
 from common.wu_dissecting.gates import gate_means, gated_weights, overlap_at_initialization
 from common.wu_dissecting.networks import layer_names
@@ -16,6 +21,7 @@ from common.wu_dissecting.output_hessian import (
     range_of_contrasts,
     row_space_without_sum,
 )
+from common.wu_dissecting.trained import Dissected, State, network_of
 
 
 class ClosedForms(NamedTuple):
@@ -76,3 +82,38 @@ def closed_forms(network: nn.Module, layer: str, H: LayerHessian, pairs: int = 2
         predicted=overlap_at_initialization(H.X[:pairs], behind) if behind else 1.0,
         effective=H.effective_samples,
     )  # fmt: skip
+
+
+def measured_closed_forms(
+    name: str, classes: int, state: State, X: Float[Tensor, "N *shape"], layers: Sequence[str]
+) -> dict[str, Tensor]:
+    """What :func:`closed_forms_along_training` says of one network at one time, (L,) each."""
+    network = network_of(name, classes, X.shape[1:], state)
+    found = layer_hessians(network, layers, X.to(default_device()))
+    network = network.cpu()
+    rows = [closed_forms(network, layer, found.pop(layer).to("cpu")) for layer in layers]
+    columns = torch.tensor(rows, dtype=torch.float64).T.contiguous()
+    return dict(zip(ClosedForms._fields, columns, strict=True))
+
+
+def closed_forms_along_training(
+    case: Dissected, layers: Sequence[str], samples: int, epochs: Sequence[int]
+) -> ClosedForms:
+    """Closed forms of fully connected layers of all networks at K times of the training, kept in files.
+
+    Parameters
+    ----------
+    samples
+        The first so many training samples, 0 for all.
+    epochs
+        Kept ones.
+
+    Returns
+    -------
+    ClosedForms
+        Of arrays (K, E, L).
+    """
+    fixed = {"name": case.name, "classes": case.classes, "X": case.X[: samples or None], "layers": list(layers)}
+    states = [[case.ensemble.state(k, epoch) for k in range(case.members)] for epoch in epochs]
+    found = [[cached(measured_closed_forms, fixed | {"state": state}) for state in of_epoch] for of_epoch in states]
+    return ClosedForms(*(np.array([[one[key].numpy() for one in row] for row in found]) for key in ClosedForms._fields))

@@ -470,9 +470,15 @@ def of_all_schemes(
 
 
 def dissected_rows(
-    rows: Sequence[str], epochs: Sequence[int], samples: Sequence[int], *, members: int, seed: int, scheme: str
+    rows: Sequence[str],
+    members: Sequence[int],
+    epochs: Sequence[int],
+    samples: Sequence[int],
+    *,
+    seed: int,
+    scheme: str,
 ) -> dict[str, Dissected]:
-    """The large networks of a figure or table by row, each with epochs and samples of its own.
+    """The networks of a figure or table by row, each with members, epochs and samples of its own.
 
     Rows on CIFAR-100 are left out where it cannot be had: on the random labels of its stand-in they would mean nothing.
 
@@ -484,16 +490,16 @@ def dissected_rows(
     Raises
     ------
     ValueError
-        If a row is written otherwise, or lacks its epochs or samples; or as :func:`dissected_all`.
+        If a row is written otherwise, or lacks its members, epochs or samples; or as :func:`dissected_all`.
     """
     if any(len(row.split()) != 2 for row in rows):
         raise ValueError(f'networks are written "VGG11-W32 CIFAR-10", not as in {list(rows)}')
-    if not len(rows) == len(epochs) == len(samples):
-        counts = f"{len(rows)} networks, {len(epochs)} numbers of epochs, {len(samples)} of samples"
+    if not len(rows) == len(members) == len(epochs) == len(samples):
+        counts = f"{len(rows)} networks, {len(members)} of members, {len(epochs)} of epochs, {len(samples)} of samples"
         raise ValueError(f"{counts}; give as many of each")
     had = {
-        row: Trainings(*row.split(), members, e, n, seed, scheme)
-        for row, e, n in zip(rows, epochs, samples, strict=True)
+        row: Trainings(*row.split(), m, e, n, seed, scheme)
+        for row, m, e, n in zip(rows, members, epochs, samples, strict=True)
         if row.split()[1] != "CIFAR-100" or images.available("CIFAR-100")
     }
     return dict(zip(had, dissected_all(list(had.values())), strict=True))
