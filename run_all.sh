@@ -25,7 +25,7 @@ Runs every notebook whose result is missing or out of date, brings figures and r
 with a table: the verdict on every claim, seconds, memory, and how the records compare with the committed ones.
 
   --scale S      quick: all of it in minutes; laptop (default): the papers' sizes as far as two cores can;
-                 paper: the papers' sizes everywhere, for a GPU
+                 paper: the papers' networks and data, for days on two cores or a GPU
   --only P       only notebooks whose <paper>/<notebook> contains P or matches it as a glob pattern
   --jobs N       notebooks at once (default: one per core)
   --dry-run      say what would run, and change nothing

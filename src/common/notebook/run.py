@@ -306,7 +306,7 @@ class Run:
                 reason = f"Derived instead: {derived:.6g}, {'inside' if met else 'outside'} the interval."
         else:
             verdict = UNDECIDED
-            reason = _what_would_decide((high - low) / 2, criterion.margin(measured))
+            reason = _what_would_decide(max(high - measured, measured - low), criterion.margin(measured))
         self._claims.append(
             Claim(
                 ident,

@@ -5,7 +5,8 @@ checkpoint, so that a command that ran out of time is simply given again:
 
     python -m common.pipeline.prepare wu_dissecting/fig04_overlap --scale paper --minutes 9
 
-A pattern such as ``'wu_dissecting/*'`` stands for all notebooks that match it and have such cells.
+A pattern such as ``'wu_dissecting/*'`` stands for all notebooks that match it and have such cells, in the order of the
+scale's file; that of ``paper`` begins with those that decide most claims for an hour.
 
 These cells see the parameters and each other, so they import what they need; nothing of Jupyter is needed for them,
 nor of what draws. ``--list`` names what is missing and can be made at once, and ``--piece NAME`` makes one of it: that
@@ -120,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ident = idents[0]
     try:
         overrides = scale_parameters(options.scale)
+        order = list(overrides)
+        idents.sort(key=lambda ident: order.index(ident) if ident in overrides else len(order))
         if options.list:
             print(json.dumps([name for one in idents for name in make_some(one, overrides.get(one, {}))]))
             return 0
