@@ -80,7 +80,11 @@ def test_notebooks_are_taken_in_the_order_of_the_scale(toy, capsys, monkeypatch)
     monkeypatch.setattr(prepare, "scale_parameters", lambda scale: {"a/d": {}, "a/b": {}})
     monkeypatch.setattr(prepare, "run_cells", lambda ident, overrides: print(f"made {ident}"))
     assert prepare.main(["a/*", "--scale", "paper"]) == 0
-    assert [line[5:] for line in capsys.readouterr().out.splitlines() if line.startswith("made")] == ["a/d", "a/b", "a/c"]
+    assert [line[5:] for line in capsys.readouterr().out.splitlines() if line.startswith("made")] == [
+        "a/d",
+        "a/b",
+        "a/c",
+    ]
 
 
 def test_when_time_is_over_the_same_call_goes_on(toy, capsys, monkeypatch):
