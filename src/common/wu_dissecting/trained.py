@@ -1,7 +1,7 @@
 """The networks of Wu et al. (2022), App E, trained once and kept, and the eigenpairs of their layers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 
 import torch
@@ -32,6 +32,8 @@ from common.wu_dissecting.training import Ensemble, trained_ensemble
 SCHEMES = {"default": Scheme(), "slow": Scheme(lr=0.001), "momentum": Scheme(momentum=0.9, weight_decay=5e-4)}
 #: How the names of data sets with random labels end.
 RANDOM = "-R"
+#: Numbers of eigenpairs that are made at once; beyond the last its multiples.
+FEW = (10, 25, 50, 100)
 #: Entries of all factors of Hessians that are held at once for one network, 1 GiB in single precision.
 TOGETHER = 2**28
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
@@ -76,6 +78,11 @@ class LayerEigenpairs(Eigenpairs):
     on_first: Float[Tensor, " k"]
     kronecker: Float[Tensor, " l"]
     decoupling: Float[Tensor, "1"]
+
+    def largest(self, k: int) -> "LayerEigenpairs":
+        """The k largest of them."""
+        of_pairs = {part: getattr(self, part)[:k] for part in ("values", "residuals", "on_first", "kronecker")}
+        return replace(self, vectors=self.vectors[:, :k], **of_pairs)
 
 
 def layer_eigenpairs(
@@ -247,10 +254,14 @@ class Dissected:
     def eigenpairs(
         self, member: int, layer: str, samples: int, k: int, tolerance: float = 1e-4, epoch: int | None = None
     ) -> LayerEigenpairs:
-        """The k largest of :meth:`hessian`, at most all of them, from a file if they were computed before."""
-        k = min(k, self.network(member).get_submodule(layer).weight.numel())
-        key = self._key(member, samples, epoch) | {"layer": layer, "k": k, "tolerance": tolerance}
-        return LayerEigenpairs(**cached(layer_eigenpairs, key))
+        """The k largest of :meth:`hessian`, at most all of them, from a file if they were computed before.
+
+        A few more are made, so that figures that ask for nearly as many share them.
+        """
+        size = self.network(member).get_submodule(layer).weight.numel()
+        made = min(next((pairs for pairs in FEW if pairs >= k), -(k // -FEW[-1]) * FEW[-1]), size)
+        key = self._key(member, samples, epoch) | {"layer": layer, "k": made, "tolerance": tolerance}
+        return LayerEigenpairs(**cached(layer_eigenpairs, key)).largest(k)
 
     def full_eigenpairs(
         self, member: int, samples: int, k: int, tolerance: float = 1e-3, epoch: int | None = None
