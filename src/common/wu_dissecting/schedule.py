@@ -137,11 +137,12 @@ def claim_by_schedule(
     run: Claimant, ident: str, statement: str, values: Float[ArrayLike, "K R"], criterion: Criterion, *,
     epochs: Sequence[int], source: str, expected: float | str, differs: str = "", effective: ArrayLike = (),
     k: int = 0, estimate: Callable[[np.ndarray], Estimate] = mean_interval, target: int = PAPER_EPOCHS, note: str = "",
+    needs: str = "",
 ) -> None:  # fmt: skip
     """A claim of a run on networks after ``epochs[-1]`` epochs, ``untested`` where :func:`not_decidable` says so.
 
-    Parameters as there and of :meth:`~common.notebook.run.Run.claim`. The note names the effective numbers of samples
-    and says that the rule took the place of another.
+    Parameters as there and of :meth:`~common.notebook.run.Run.claim`; ``needs`` is what would decide a claim that is
+    left open. The note names the effective numbers of samples and says that the rule took the place of another.
     """
     reason = not_decidable(
         epochs, values, criterion, target=target, differs=differs, effective=effective, k=k, estimate=estimate
@@ -150,7 +151,8 @@ def claim_by_schedule(
     counted = f"n_eff is {counts.mean():.0f}." if counts.size and np.isfinite(counts).all() else ""
     run.claim(
         ident, statement, estimate(np.asarray(values, dtype=float)[-1]), source=source, expected=expected,
-        criterion=criterion, note=" ".join(filter(None, (note, counted, CHANGED))), untested=reason,
+        criterion=criterion, note=" ".join(filter(None, (note, counted, CHANGED))),
+        untested="; ".join(filter(None, (reason, needs))) if reason else "",
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from operator import index
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from common.cache import cached
 from common.data import DataSource, images
@@ -25,6 +26,7 @@ from common.wu_dissecting.decoupling import distance_from_kronecker
 from common.wu_dissecting.eigenspaces import correspondence, nested_overlaps, pairwise_overlaps
 from common.wu_dissecting.networks import classifier, layer_names
 from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
+from common.wu_dissecting.schedule import PAPER_EPOCHS
 from common.wu_dissecting.sgd import Scheme
 from common.wu_dissecting.training import Ensemble, trained_ensemble
 
@@ -34,11 +36,20 @@ SCHEMES = {"default": Scheme(), "slow": Scheme(lr=0.001), "momentum": Scheme(mom
 RANDOM = "-R"
 #: Numbers of eigenpairs that are made at once; beyond the last its multiples.
 FEW = (10, 25, 50, 100)
+#: Operations a second of two cores and of a GPU in trainings, as they were measured, to a factor of two.
+RATE, RATE_ON_GPU = 1e11, 1e13
 #: Entries of all factors of Hessians that are held at once for one network, 1 GiB in single precision.
 TOGETHER = 2**28
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
 #: Parameters and running statistics of a network by their names in ``state_dict()``.
 State = Mapping[str, Tensor]
+
+
+def operations_of_training(network: nn.Module, x: Float[Tensor, "1 *shape"]) -> int:
+    """Floating-point operations of the products in one pass of a sample forward and back."""
+    with FlopCounterMode(display=False) as counter:
+        network(x).sum().backward()
+    return counter.get_total_flops()
 
 
 def network_of(name: str, classes: int, shape: Sequence[int], state: State) -> nn.Module:
@@ -200,6 +211,16 @@ class Dissected:
     def layers(self) -> list[str]:
         """Names of the layers with weights."""
         return layer_names(self.network(0))
+
+    def needs(self, members: int = 5, epochs: int = PAPER_EPOCHS) -> str:
+        """What the trainings of the paper take: all images of the data set, so many networks and epochs."""
+        images_of_all = images.SIZES[self.source.name]["train"]
+        operations = operations_of_training(self.network(0), self.X[:1]) * images_of_all * members * epochs
+        hours, minutes = operations / RATE / 3600, operations / RATE_ON_GPU / 60
+        return (
+            f"the paper's {members} trainings of {epochs} epochs on {images_of_all} images are {operations:.1g} "
+            f"operations, {hours:.2g} hours on two cores, {minutes:.2g} minutes of a GPU"
+        )
 
     def summary(self) -> str:
         """What was trained on how much, and how well, in one line."""
