@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from common import paths
 from common.hessian.layer import layer_hessian
-from common.wu_dissecting.closed_forms import ClosedForms, closed_forms
+from common.wu_dissecting.closed_forms import ClosedForms, closed_forms, closed_forms_along_training
 from common.wu_dissecting.gates import (
     COSINE,
     both_active,
@@ -21,6 +22,7 @@ from common.wu_dissecting.gates import (
 )
 from common.wu_dissecting.networks import classifier
 from common.wu_dissecting.output_hessian import later_weights, mean_gradient
+from common.wu_dissecting.trained import dissected
 
 
 def test_moments_of_the_share_of_active_inputs():
@@ -123,6 +125,18 @@ def test_closed_forms_of_an_output_layer_are_exact(at_initialization):
     assert found[:4] == pytest.approx([1] * 4, abs=1e-5)  # A1 = 0
     assert found.explained == pytest.approx(1, abs=1e-5)
     assert found.predicted == 1
+
+
+def test_closed_forms_along_training_are_those_of_every_network_and_epoch(tmp_path, monkeypatch):
+    (paths.CACHE / "data").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data").symlink_to(paths.CACHE / "data")  # decoded images
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    case = dissected("F-12^2", "MNIST", members=2, epochs=1, samples=50, seed=3)
+    found = closed_forms_along_training(case, ["fc1", "fc2"], 40, [0, 1])
+    assert found.printed.shape == (2, 2, 2)
+    H = case.hessian(1, "fc2", 40, 0)
+    expected = closed_forms(case.network(1, 0), "fc2", H)
+    assert [form[0, 1, 1] for form in found] == pytest.approx(list(expected), rel=1e-4)
 
 
 def test_kernel_of_pairs_of_inputs():

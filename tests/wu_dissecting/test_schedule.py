@@ -126,5 +126,9 @@ def test_a_claim_has_its_reason_and_its_effective_samples():
     assert more["untested"] == "" and more["note"] == f"Seen. n_eff is 1000. {CHANGED}"
     claim_by_schedule(run, "b", "B.", drifting(0.3, 0.0), below(0.5), effective=[900.0], k=90, **rest)
     assert "too few" in run["b"][2]["untested"]
+    claim_by_schedule(run, "d", "D.", drifting(0.3, 0.0), below(0.5), effective=[900.0], k=90, needs="a GPU", **rest)
+    assert run["d"][2]["untested"] == run["b"][2]["untested"] + "; a GPU"
+    claim_by_schedule(run, "e", "E.", drifting(0.3, 0.0), below(0.5), effective=np.inf, needs="a GPU", **rest)
+    assert run["e"][2]["untested"] == ""
     claim_by_schedule(run, "c", "C.", drifting(0.3, 0.0), below(0.5), effective=np.inf, differs="d", **rest)
     assert (run["c"][2]["untested"], run["c"][2]["note"]) == ("d", CHANGED)

@@ -198,6 +198,27 @@ def test_a_trained_network_is_found_again_at_every_kept_epoch():
     assert overlap(H.input_basis[1][:, :1], H.mean_input[:, None]) > 0.5
 
 
+def test_figures_that_ask_for_nearly_as_many_eigenpairs_share_them(tmp_path):
+    case = dissected("F-5", "MNIST", members=1, **TINY)
+    few, more = (case.eigenpairs(0, "fc1", 0, k) for k in (3, 7))
+    assert len(list(tmp_path.glob("wu_dissecting.trained.layer_eigenpairs/*.pt"))) == 1
+    assert few.vectors.shape == (3920, 3) and torch.equal(few.vectors, more.vectors[:, :3])
+    assert [len(part) for part in (few.values, few.residuals, few.on_first, few.kronecker)] == [3] * 4
+    assert torch.equal(few.values, more.values[:3]) and len(more.kronecker) == 5
+    every = case.eigenpairs(0, "fc2", 0, 60)
+    assert len(every.values) == 50 and len(every.kronecker) == 10
+
+
+def test_what_the_trainings_of_the_paper_take():
+    case = dissected("F-5", "MNIST", members=1, **TINY)
+    operations = trained.operations_of_training(case.network(0), case.X[:1])
+    assert operations == 2 * (2 * 784 * 5 + 3 * 5 * 10)  # no gradient by the images is taken
+    total, hours = operations * 60000 * 3000, operations * 60000 * 3000 / 1e11 / 3600
+    assert case.needs(members=3).startswith(
+        f"the paper's 3 trainings of 1000 epochs on 60000 images are {total:.1g} operations, {hours:.2g} hours on two"
+    )
+
+
 def test_an_ensemble_is_summed_up_by_its_worst_network():
     case = dissected("F-5", "MNIST", members=2, **TINY)
     assert case.summary().startswith("F-5: 2 networks, 1 epochs on 60 samples, mean loss ")
