@@ -6,9 +6,9 @@ import torch
 from common import paths
 from common.hessian.convergence import ConvergenceError
 from common.hessian.layer import LayerHessian, layer_hessians
-from common.wu_dissecting.decoupling import distance_from_kronecker, input_moments
+from common.wu_dissecting.decoupling import distance_from_kronecker
 from common.wu_dissecting.eigenspaces import dominance_of_mean
-from common.wu_dissecting.factors import dominance_of_inputs, factors_along_training
+from common.wu_dissecting.factors import dominance_of_inputs, factors_along_training, input_moments
 from common.wu_dissecting.trained import dissected
 
 

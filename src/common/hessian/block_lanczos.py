@@ -214,7 +214,7 @@ def _inner(A: Float[Tensor, "a d"], B: Float[Tensor, "d b"]) -> Float[Tensor, "a
 
 
 def _combined(basis: Float[Tensor, "f d"], coefficients: Float[Tensor, "f b"]) -> Float[Tensor, "d b"]:
-    """basisᵀ coefficients; by rows, as a transposed matrix is multiplied with few columns at a tenth of the speed."""
+    """basisᵀ coefficients, from rows: the product of a transposed matrix with few columns is ten times slower."""
     return (coefficients.T.to(basis.dtype).contiguous() @ basis).T
 
 

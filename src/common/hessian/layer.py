@@ -192,10 +192,10 @@ class WeightSharingGaussNewton(_Factored):
         return torch.linalg.vector_norm(self.J, dim=(1, 2)).double().square()
 
     def _product(self, V: Float[Tensor, "mn k"]) -> Float[Tensor, "mn k"]:
-        """4 N r m n k floating-point operations; by rows, as few columns are multiplied at a sixth of the speed."""
+        """4 N r m n k floating-point operations; vectors as rows, as products with few columns are six times slower."""
         flat, vectors = self.J.flatten(0, 1), V.T.contiguous()
         out = torch.zeros_like(vectors)
-        for some in flat.split(max(1, CHUNK // 8 // flat.shape[1])):
+        for some in flat.split(max(1, CHUNK // 8 // flat.shape[1])):  # both products find it in a processor's cache
             out.addmm_(vectors @ some.T, some)
         return out.T / len(self.J)
 
@@ -422,7 +422,12 @@ def _summed(x: Float[Tensor, "N n P"], B: Float[Tensor, "N r m P"]) -> tuple[Ten
     """J, and the sums over samples of M̃, XXᵀ and X."""
     J = (B.flatten(1, 2) @ x.mT).view(*B.shape[:2], -1)
     of_each = B.flatten(0, 1)
-    return J, (of_each @ of_each.mT).sum(0) / B.shape[3], (x @ x.mT).sum(0), x.sum(0)
+    return J, _gram(of_each) / B.shape[3], _gram(x), x.sum(0)
+
+
+def _gram(A: Float[Tensor, "N n P"]) -> Float[Tensor, "n n"]:
+    """The sum of A Aᵀ over the first dimension, few of them held at once."""
+    return sum((some @ some.mT).sum(0) for some in A.split(max(1, CHUNK // A.shape[1] ** 2)))
 
 
 def _largest(values: Tensor) -> float:

@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGALRM, out_of_time)
     tether()
-    ident = idents[0]
+    ident = options.notebook
     try:
         overrides = scale_parameters(options.scale)
         order = list(overrides)

@@ -39,11 +39,11 @@ class _Convolution:
 
     def inward(self, weight: Float[Tensor, "o channels kernel kernel"]) -> Float[Tensor, "o kernel channels kernel"]:
         """A weight in the layout that it is used in."""
-        return weight.transpose(1, 2).contiguous()
+        return weight.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
     def outward(self, weight: Float[Tensor, "o kernel channels kernel"]) -> Float[Tensor, "o channels kernel kernel"]:
         """A weight in torch's layout again."""
-        return weight.transpose(1, 2).contiguous()
+        return weight.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
     def forward(self, A: Float[Tensor, "H C W B"], parameters: Mapping[str, Tensor]) -> Float[Tensor, "H2 o W2 B"]:
         bias = parameters[f"{self.name}.bias"][:, None, None]
@@ -169,7 +169,7 @@ class _Dense:
         if self.norm is not None:
             delta = self.norm.backward(delta, self.active, self.norm.along(delta, self.norm.apply(self.active)))
         if not self.last:
-            delta = torch.ops.aten.threshold_backward(delta, self.active, 0)
+            delta = _masked(delta, self.active, 0)
         self.gradients[f"{self.name}.bias"] = delta.sum(1)
         self.gradients[f"{self.name}.weight"] = delta @ self.inputs.T
         return None if first else parameters[f"{self.name}.weight"].T @ delta
@@ -336,11 +336,12 @@ def _stages(network: nn.Module, shape: tuple[int, int, int]) -> list[_Convolutio
         return modules.pop(0) if modules and isinstance(modules[0][1], kind) else None
 
     def norm(kind: type[nn.Module]) -> _Norm | None:
-        return _Norm(*found) if (found := took(kind)) else None
+        usual = modules and modules[0][1].__dict__.get("affine") is False and modules[0][1].momentum is not None
+        return _Norm(*found) if usual and (found := took(kind)) else None
 
     while (found := took(nn.Conv2d)) and took(nn.ReLU):
         stages.append(_Convolution(*found, shape, norm(nn.BatchNorm2d)))
-        if not _simple(found[1], shape) or not (pool := took(nn.MaxPool2d)) or pool[1].kernel_size != 2:
+        if not _simple(found[1], shape) or not (pool := took(nn.MaxPool2d)) or not _halves(pool[1]):
             return []
         shape = stages[-1].shape
     flattened, image = took(nn.Flatten), shape
@@ -355,7 +356,13 @@ def _stages(network: nn.Module, shape: tuple[int, int, int]) -> list[_Convolutio
 
 def _simple(convolution: nn.Conv2d, shape: tuple[int, int, int]) -> bool:
     """Whether it is square, with stride 1, and gives even numbers of rows and columns."""
+    if isinstance(convolution.padding, str):
+        return False
     (size, width), (padding, other) = convolution.kernel_size, convolution.padding
     even = all(side + 2 * padding - size >= 1 and (side + 2 * padding - size) % 2 == 1 for side in shape[1:])
     strides = convolution.stride == convolution.dilation == (1, 1) and convolution.groups == 1
     return even and strides and size == width and padding == other
+
+
+def _halves(pool: nn.MaxPool2d) -> bool:
+    return (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (2, 2, 0, 1, False)

@@ -9,7 +9,8 @@ b. the Hessian is over all training images, or over so many that twice as many m
    distance from the bound, :func:`settled_in_samples`;
 c. Q, extrapolated linearly in ln t to the paper's number of epochs, is with its 95 % interval over networks on the same
    side of the bound as now, and has moved by less than half of its distance from the bound since t/2;
-d. the effective number of samples is above 10 k in every network, if Q is of k eigenvectors.
+d. the effective number of samples is above 10 k in every network, if Q is of k eigenvectors; if Q is the place of a
+   peak, k is where it is claimed to be.
 """
 
 from collections.abc import Callable, Sequence

@@ -13,6 +13,7 @@ from common.cache import cached
 from common.data import DataSource, images
 from common.devices import default_device, side_by_side
 from common.hessian.block_lanczos import Eigenpairs, top_eigenpairs
+from common.hessian.convergence import ConvergenceError
 from common.hessian.layer import (
     BLOCK,
     LayerHessian,
@@ -35,9 +36,9 @@ SCHEMES = {"default": Scheme(), "slow": Scheme(lr=0.001), "momentum": Scheme(mom
 #: How the names of data sets with random labels end.
 RANDOM = "-R"
 #: Numbers of eigenpairs that are made at once; beyond the last its multiples.
-FEW = (10, 25, 50, 100)
+PAIRS_MADE = (10, 25, 50, 100)
 #: Operations a second of two cores and of a GPU in trainings, as they were measured, to a factor of two.
-RATE, RATE_ON_GPU = 1e11, 1e13
+RATE_ON_CPU, RATE_ON_GPU = 1e11, 1e13
 #: Entries of all factors of Hessians that are held at once for one network, 1 GiB in single precision.
 TOGETHER = 2**28
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
@@ -78,7 +79,7 @@ class LayerEigenpairs(Eigenpairs):
     kronecker
         (min(k, m),) overlaps of the first 1, 2, ... eigenvectors with those of E[M] ⊗ E[xxᵀ].
     decoupling
-        (1,) ‖E[M] ⊗ E[xxᵀ] − H‖/‖H‖, how far (3) is from an identity.
+        (1,) ‖E[M] ⊗ E[xxᵀ] − H‖/‖H‖, how far (3) is from an identity; NaN where the iteration did not converge.
     """
 
     effective: Float[Tensor, "1"]
@@ -89,6 +90,11 @@ class LayerEigenpairs(Eigenpairs):
     on_first: Float[Tensor, " k"]
     kronecker: Float[Tensor, " l"]
     decoupling: Float[Tensor, "1"]
+
+    def beside_kronecker(self, k: int) -> Float[Tensor, "3 k"]:
+        """The k largest eigenvalues, those of E[M] ⊗ E[xxᵀ], and the overlaps of their eigenvectors; k ≤ m."""
+        products = (self.tau[:, None] * self.gamma).flatten().topk(k).values
+        return torch.stack([part[:k].double() for part in (self.values, products, self.kronecker)])
 
     def largest(self, k: int) -> "LayerEigenpairs":
         """The k largest of them."""
@@ -104,7 +110,10 @@ def layer_eigenpairs(
     H = layer_hessian(network, layer, X.to(default_device()))
     found = H.top_eigenpairs(k, tolerance=tolerance)
     few, first = min(k, len(H.output_hessian)), H.input_basis[1][:, :1]
-    distance, _ = distance_from_kronecker(H.to("cpu"), seed=0)
+    try:
+        distance, _ = distance_from_kronecker(H.to("cpu"), seed=0)
+    except ConvergenceError:
+        distance = float("nan")
     return LayerEigenpairs(
         **vars(found), effective=torch.tensor([H.effective_samples]), tau=H.output_basis[0],
         gamma=H.input_basis[0], output_vectors=H.output_basis[1], first=first[:, 0].contiguous(),
@@ -212,14 +221,15 @@ class Dissected:
         """Names of the layers with weights."""
         return layer_names(self.network(0))
 
-    def needs(self, members: int = 5, epochs: int = PAPER_EPOCHS) -> str:
-        """What the trainings of the paper take: all images of the data set, so many networks and epochs."""
-        images_of_all = images.SIZES[self.source.name]["train"]
-        operations = operations_of_training(self.network(0), self.X[:1]) * images_of_all * members * epochs
-        hours, minutes = operations / RATE / 3600, operations / RATE_ON_GPU / 60
+    def needs(self, members: int = 5, name: str = "") -> str:
+        """What trainings as long as the paper's take, on all images of the data set, of these networks or of others."""
+        network = classifier(name, self.X.shape[1:], self.classes) if name else self.network(0)
+        every = images.SIZES[self.source.name]["train"]
+        operations = operations_of_training(network, self.X[:1]) * every * members * PAPER_EPOCHS
+        hours, minutes = operations / RATE_ON_CPU / 3600, operations / RATE_ON_GPU / 60
         return (
-            f"the paper's {members} trainings of {epochs} epochs on {images_of_all} images are {operations:.1g} "
-            f"operations, {hours:.2g} hours on two cores, {minutes:.2g} minutes of a GPU"
+            f"{members} trainings of {name or self.name} for {PAPER_EPOCHS} epochs on all {every} images are "
+            f"{operations:.1g} operations, {hours:.3g} hours on two cores, {minutes:.3g} minutes of a GPU"
         )
 
     def summary(self) -> str:
@@ -280,7 +290,7 @@ class Dissected:
         A few more are made, so that figures that ask for nearly as many share them.
         """
         size = self.network(member).get_submodule(layer).weight.numel()
-        made = min(next((pairs for pairs in FEW if pairs >= k), -(k // -FEW[-1]) * FEW[-1]), size)
+        made = min(next((pairs for pairs in PAIRS_MADE if pairs >= k), -(k // -PAIRS_MADE[-1]) * PAIRS_MADE[-1]), size)
         key = self._key(member, samples, epoch) | {"layer": layer, "k": made, "tolerance": tolerance}
         return LayerEigenpairs(**cached(layer_eigenpairs, key)).largest(k)
 

@@ -16,7 +16,7 @@ from common.cache import Checkpoint, cached, file_of
 from common.wu_dissecting.networks import classifier, truncated_gaussian, xavier
 from common.wu_dissecting.sgd import OnGpu, Scheme, Trainer, on_cpu
 
-#: Numbers of epochs after which networks are kept, besides the last; at most a quarter and a half of each are others.
+#: Numbers of epochs after which networks are kept, besides the last; from 5 on each has others at a quarter and a half.
 MILESTONES = (0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
 #: Samples that pass through a network at once where no gradient is needed.
 EVALUATED_AT_ONCE = 2000
