@@ -4,17 +4,21 @@ import numpy as np
 import pytest
 import torch
 
+from common import paths
 from common.data import DataSource
 from common.hessian.spectral_measure import LanczosMeasures
+from common.li_adaptive import normalization
 from common.li_adaptive.data import BinaryData
 from common.li_adaptive.hinge_hessian import formed_hessian
 from common.li_adaptive.networks import BatchStandardize, initialize, perceptron, vgg
 from common.li_adaptive.normalization import (
     HeldDeviation,
     batch_norm_gradient,
+    course_of_vgg,
     expected_gradient,
     gradient_size,
     homogeneous_sizes,
+    initialized_vgg,
     layer_factor,
     random_batches,
     shape_distance,
@@ -164,8 +168,22 @@ def test_spectra_of_one_shape_have_distance_zero():
 
 def test_equal_seeds_mean_equal_batches():
     x = torch.randn(100, 3, 1, 1, generator=torch.Generator().manual_seed(0))
-    some = BinaryData(x, x[:, 0, 0, 0].sign(), DataSource("test", "here", None, 100))
-    first, second, other = (list(random_batches(some, 2, seed)) for seed in (0, 0, 1))
+    first, second, other = (list(random_batches(x, x[:, 0, 0, 0].sign(), 2, seed)) for seed in (0, 0, 1))
     assert len(first) == 2 and first[0][0].shape == (64, 3, 1, 1)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0][0], other[0][0])
+
+
+def test_the_course_of_a_training_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    x = torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    some = BinaryData(x, x[:, 0, 0, 0].sign(), DataSource("test", "here", None, 80))
+    settings = {"width": 1 / 16, "steps": 2, "seed": 3, "dynamic": 0.01}
+    found = course_of_vgg(2.0, some, some, **settings)
+    network = initialized_vgg(2.0, width=1 / 16, seed=3)
+    expected = take_steps(network, random_batches(x, some.y, 2, 3), (x, some.y), dynamic=0.01)
+    for key in ("risk", "step", "accuracy"):
+        np.testing.assert_allclose(getattr(found, key), getattr(expected, key), rtol=1e-5)
+    assert not found.exploded
+    monkeypatch.setattr(normalization, "take_steps", None)
+    assert (course_of_vgg(2.0, some, some, **settings).risk == found.risk).all()

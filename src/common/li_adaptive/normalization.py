@@ -232,17 +232,17 @@ def batch_norm_gradient(widths: Sequence[int], x: Float[Tensor, "N d"], seed: in
     return BatchNormGradient(true, held, float((other - gradient).norm() / gradient.norm()))
 
 
-def random_batches(data: BinaryData, number: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def random_batches(x: Tensor, y: Tensor, number: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """So many batches of 64 images with their labels, drawn with replacement; equal seeds mean equal batches."""
     order = torch.Generator().manual_seed(index(seed))
     for _ in range(number):
-        rows = torch.randint(len(data.y), (BATCH_SIZE,), generator=order).to(data.x.device)
-        yield data.x[rows], data.y[rows]
+        rows = torch.randint(len(y), (BATCH_SIZE,), generator=order).to(x.device)
+        yield x[rows], y[rows]
 
 
 @dataclass(frozen=True)
-class Steps:
-    """A short training.
+class Course:
+    """How a short training went.
 
     Attributes
     ----------
@@ -253,14 +253,24 @@ class Steps:
         Whether it ended so.
     accuracy
         (E,) accuracy on the test images every ``every`` steps.
-    network
-        Where it ended.
     """
 
     risk: Float[np.ndarray, " K"]
     step: Float[np.ndarray, " K"]
     exploded: bool
     accuracy: Float[np.ndarray, " E"]
+
+
+@dataclass(frozen=True)
+class Steps(Course):
+    """A short training.
+
+    Attributes
+    ----------
+    network
+        Where it ended.
+    """
+
     network: nn.Module
 
 
@@ -315,3 +325,35 @@ def take_steps(
             for parameter, part in zip(parameters, gradient, strict=True):
                 parameter -= size * part
     return Steps(np.array(risks), np.array(sizes), exploded, np.array(accuracy), network)
+
+
+def steps_of_vgg(
+    c: float, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, width: float, standardize: bool, steps: int,
+    seed: int, constant: float | None, dynamic: float | None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What :func:`course_of_vgg` says, as tensors."""
+    device = default_device()
+    network = initialized_vgg(c, width=width, seed=seed, standardize=standardize)
+    batches = random_batches(x.to(device), y.to(device), steps, seed)
+    test = x_test.to(device), y_test.to(device)
+    found = take_steps(network, batches, test, constant=constant, dynamic=dynamic)
+    return {key: torch.as_tensor(getattr(found, key)) for key in ("risk", "step", "exploded", "accuracy")}
+
+
+def course_of_vgg(
+    c: float, train: BinaryData, test: BinaryData, *, width: float, steps: int, seed: int, standardize: bool = False,
+    constant: float | None = None, dynamic: float | None = None,
+) -> Course:  # fmt: skip
+    """:func:`take_steps` of :func:`initialized_vgg` on :func:`random_batches`, made once and kept.
+
+    The accuracy is that on the first 1000 test images.
+
+    Raises
+    ------
+    ValueError
+        As :func:`take_steps`.
+    """
+    images = {"x": train.x, "y": train.y, **{f"{part}_test": tensor for part, tensor in test.first(1000).items()}}
+    settings = {"width": width, "standardize": standardize, "steps": steps, "seed": seed}
+    kept = cached(steps_of_vgg, {"c": c, **images, **settings, "constant": constant, "dynamic": dynamic})
+    return Course(*(kept[key].numpy() for key in ("risk", "step")), bool(kept["exploded"]), kept["accuracy"].numpy())
