@@ -512,14 +512,9 @@ def of_all_schemes(
 
 
 def dissected_rows(
-    rows: Sequence[str],
-    members: Sequence[int],
-    epochs: Sequence[int],
-    samples: Sequence[int],
-    *,
-    seed: int,
+    rows: Sequence[str], members: Sequence[int], epochs: Sequence[int], samples: Sequence[int], *, seed: int,
     scheme: str,
-) -> dict[str, Dissected]:
+) -> dict[str, Dissected]:  # fmt: skip
     """The networks of a figure or table by row, each with members, epochs and samples of its own.
 
     Rows on CIFAR-100 are left out where it cannot be had: on the random labels of its stand-in they would mean nothing.
