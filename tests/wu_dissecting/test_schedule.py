@@ -7,12 +7,13 @@ from common.notebook.claims import above, below, inside
 from common.notebook.intervals import spread
 from common.wu_dissecting.schedule import (
     CHANGED,
+    State,
     claim_by_schedule,
     decided_early,
-    epochs_to_measure,
     extrapolated,
     not_decidable,
     settled_in_samples,
+    states_to_measure,
 )
 
 EPOCHS = (20, 40, 80)
@@ -80,10 +81,16 @@ def test_what_is_missing_is_said():
 
 
 def test_nothing_is_measured_that_decides_nothing():
-    assert epochs_to_measure([10, 20, 80], False) == [10, 20, 80]
-    assert epochs_to_measure([10, 20, 80], True) == [80]
-    assert epochs_to_measure([200, 500, 1000], False) == [1000]
-    assert epochs_to_measure([50], False) == [50]
+    def measured(checkpoints, **rest):
+        return [tuple(state) for state in states_to_measure(checkpoints, **rest)]
+
+    assert measured([10, 20, 80]) == [(10, 0), (20, 0), (80, 0)]
+    assert measured([10, 20, 80], images=500, of=500) == [(10, 0), (20, 0), (80, 0)]
+    assert measured([10, 20, 80], images=100, of=500) == [(80, 50), (10, 100), (20, 100), (80, 100)]
+    assert measured([10, 20, 80], images=100, of=500, differs=True) == [(80, 100)]
+    assert measured([200, 500, 1000], images=100, of=500) == [(1000, 50), (1000, 100)]
+    assert measured([200, 500, 1000]) == [(1000, 0)]
+    assert measured([50]) == [(50, 0)]
 
 
 def test_other_estimates_than_means():
@@ -119,7 +126,7 @@ class _Claims(dict):
 
 
 def test_a_claim_has_its_reason_and_its_effective_samples():
-    run, rest = _Claims(), {"epochs": EPOCHS, "source": "Fig 1", "expected": "low"}
+    run, rest = _Claims(), {"states": states_to_measure(EPOCHS), "source": "Fig 1", "expected": "low"}
     claim_by_schedule(run, "a", "A.", drifting(0.3, 0.0), below(0.5), effective=[900.0, 1100.0], note="Seen.", **rest)
     statement, (value, (low, high)), more = run["a"]
     assert statement == "A." and value == pytest.approx(0.3) and low < value < high
@@ -132,3 +139,25 @@ def test_a_claim_has_its_reason_and_its_effective_samples():
     assert run["e"][2]["untested"] == ""
     claim_by_schedule(run, "c", "C.", drifting(0.3, 0.0), below(0.5), effective=np.inf, differs="d", **rest)
     assert (run["c"][2]["untested"], run["c"][2]["note"]) == ("d", CHANGED)
+
+
+def test_a_claim_over_some_of_the_images_needs_half_of_them():
+    run, rest = _Claims(), {"source": "Fig 1", "expected": "low", "effective": [900.0], "k": 80}
+
+    def reason(values, states, **more):
+        claim_by_schedule(run, "a", "A.", values, below(0.5), states=states, **rest | more)
+        return run["a"][2]["untested"]
+
+    states, found = states_to_measure(EPOCHS, images=100, of=500), drifting(0.3, 0.0)
+    assert reason(np.array([found[-1] + 0.02, *found]), states) == ""
+    assert run["a"][1].value == pytest.approx(0.3)
+    assert reason(np.array([found[-1] + 0.1, *found]), states).startswith(
+        "100 images of the Hessian: from half of them to all"
+    )
+    assert "half of them is not known" in reason(found, [State(epoch, 100) for epoch in EPOCHS])
+    assert reason(found[-1:], states[-1:], differs="another network") == "another network"
+    whole = {"states": [State(1000, 50), State(1000, 100)], "k": 90}
+    assert "too few for 90" in reason(found[-1:].repeat(2, 0), **whole)
+    assert reason(found[-1:].repeat(2, 0), whole["states"]) == ""
+    with pytest.raises(ValueError):
+        reason(found, states)

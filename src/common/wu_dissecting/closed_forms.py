@@ -97,23 +97,28 @@ def measured_closed_forms(
 
 
 def closed_forms_along_training(
-    case: Dissected, layers: Sequence[str], samples: int, epochs: Sequence[int]
+    case: Dissected, layers: Sequence[str], times: Sequence[tuple[int, int]]
 ) -> ClosedForms:
     """Closed forms of fully connected layers of all networks at K times of the training, kept in files.
 
     Parameters
     ----------
-    samples
-        The first so many training samples, 0 for all.
-    epochs
-        Kept ones.
+    times
+        Kept epochs, and the first so many training samples, 0 for all, that E[M] is over.
 
     Returns
     -------
     ClosedForms
         Of arrays (K, E, L).
     """
-    fixed = {"name": case.name, "classes": case.classes, "X": case.X[: samples or None], "layers": list(layers)}
-    states = [[case.ensemble.state(k, epoch) for k in range(case.members)] for epoch in epochs]
-    found = [[cached(measured_closed_forms, fixed | {"state": state}) for state in of_epoch] for of_epoch in states]
+    fixed = {"name": case.name, "classes": case.classes, "layers": list(layers)}
+    found = [
+        [
+            cached(
+                measured_closed_forms, fixed | {"X": case.X[: images or None], "state": case.ensemble.state(k, epoch)}
+            )
+            for k in range(case.members)
+        ]
+        for epoch, images in times
+    ]
     return ClosedForms(*(np.array([[one[key].numpy() for one in row] for row in found]) for key in ClosedForms._fields))

@@ -14,7 +14,7 @@ d. the effective number of samples is above 10 k in every network, if Q is of k 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -56,16 +56,39 @@ def extrapolated(
     return (slope * np.log(target) + level).reshape(values.shape[1:])
 
 
-def epochs_to_measure(checkpoints: Sequence[int], differs: bool, target: int = PAPER_EPOCHS) -> list[int]:
-    """Those of ``checkpoints`` at which Q is needed: the last alone where :func:`not_decidable` asks for no other.
+class State(NamedTuple):
+    """Of networks: after so many epochs, with the Hessian over the first so many images, 0 for all of them."""
+
+    epoch: int
+    images: int = 0
+
+
+def states_to_measure(
+    checkpoints: Sequence[int], *, images: int = 0, of: int = 0, differs: bool = False, target: int = PAPER_EPOCHS
+) -> list[State]:  # fmt: skip
+    """At which states Q is needed by the rule: the last alone where it does not ask for others.
 
     Parameters
     ----------
+    checkpoints
+        Epochs at which networks were kept, the last ones trained.
+    images
+        Of the Hessian, 0 for all.
+    of
+        How many images there are.
     differs
         Whether data or scheme are unlike the paper's, so that nothing is decided.
+
+    Returns
+    -------
+    list
+        ``checkpoints``, or the last of them, and before them, where the Hessian is not over all images, the last over
+        half of the images.
     """
-    last = checkpoints[-1]
-    return [last] if differs or last >= target else list(checkpoints)
+    last, some = checkpoints[-1], images if images < of else 0
+    half = [State(last, some // 2)] if some > 1 and not differs else []
+    kept = checkpoints[-1:] if differs or last >= target else checkpoints
+    return half + [State(epoch, some) for epoch in kept]
 
 
 def not_decidable(
@@ -109,9 +132,8 @@ def not_decidable(
         return ""
     if len(epochs) < 3 or epochs[-2] > last / 2 or epochs[-3] > last / 4:
         return f"{last} of {target} epochs, and the value after a quarter and a half of them is not known"
-    fewest = float(np.min(effective)) if np.size(effective) else np.inf
-    if fewest <= SAMPLES_PER_VECTOR * k:
-        return f"{last} of {target} epochs, and {fewest:.0f} effective samples are too few for {k} eigenvectors"
+    if few := _too_few(np.asarray(effective, dtype=float), k):
+        return f"{last} of {target} epochs, and {few}"
     now, before = (estimate(row) for row in (values[-1], values[-2]))
     later = estimate(extrapolated(epochs, values, target))
     margin = criterion.margin(now.value)
@@ -129,6 +151,12 @@ def not_decidable(
     return ""
 
 
+def _too_few(effective: np.ndarray, k: int) -> str:
+    """What is wrong with the effective numbers of samples, empty if nothing."""
+    fewest = float(effective.min()) if effective.size else np.inf
+    return "" if fewest > SAMPLES_PER_VECTOR * k else f"{fewest:.0f} effective samples are too few for {k} eigenvectors"
+
+
 def _side(criterion: Criterion, estimate: Estimate) -> int:
     """1 if the interval fulfils the criterion, −1 if it violates it, 0 if it straddles."""
     return int(criterion.holds(*estimate.interval)) - int(criterion.violated(*estimate.interval))
@@ -136,25 +164,49 @@ def _side(criterion: Criterion, estimate: Estimate) -> int:
 
 def claim_by_schedule(
     run: Claimant, ident: str, statement: str, values: Float[ArrayLike, "K R"], criterion: Criterion, *,
-    epochs: Sequence[int], source: str, expected: float | str, differs: str = "", effective: ArrayLike = (),
+    states: Sequence[State], source: str, expected: float | str, differs: str = "", effective: ArrayLike = (),
     k: int = 0, estimate: Callable[[np.ndarray], Estimate] = mean_interval, target: int = PAPER_EPOCHS, note: str = "",
     needs: str = "",
 ) -> None:  # fmt: skip
-    """A claim of a run on networks after ``epochs[-1]`` epochs, ``untested`` where :func:`not_decidable` says so.
+    """A claim of a run on networks after ``states[-1].epoch`` epochs, ``untested`` where the rule leaves it open.
 
-    Parameters as there and of :meth:`~common.notebook.run.Run.claim`; ``needs`` is what would decide a claim that is
-    left open. The note names the effective numbers of samples and says that the rule took the place of another.
+    Parameters as of :func:`not_decidable` and of :meth:`~common.notebook.run.Run.claim`; ``values`` has a row for each
+    of ``states``, :func:`states_to_measure`, and ``needs`` is what would decide a claim that is left open. The note
+    names the effective numbers of samples and says that the rule took the place of another.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many rows as states.
     """
-    reason = not_decidable(
-        epochs, values, criterion, target=target, differs=differs, effective=effective, k=k, estimate=estimate
-    )
+    *_, (_, images) = states
+    rows = list(zip(states, np.asarray(values, dtype=float), strict=True))
+    epochs = [state.epoch for state in states if state.images == images]
+    found = np.array([row for state, row in rows if state.images == images])
     counts = np.asarray(effective, dtype=float)
+    rest = {"effective": counts, "k": k, "estimate": estimate}
+    if images and not differs:
+        halves = [row for state, row in rows if state.images != images]
+        differs = _of_images(criterion, halves, found[-1], samples=images, **rest)
+    reason = not_decidable(epochs, found, criterion, target=target, differs=differs, **rest)
     counted = f"n_eff is {counts.mean():.0f}." if counts.size and np.isfinite(counts).all() else ""
     run.claim(
-        ident, statement, estimate(np.asarray(values, dtype=float)[-1]), source=source, expected=expected,
+        ident, statement, estimate(found[-1]), source=source, expected=expected,
         criterion=criterion, note=" ".join(filter(None, (note, counted, CHANGED))),
         untested="; ".join(filter(None, (reason, needs))) if reason else "",
     )  # fmt: skip
+
+
+def _of_images(
+    criterion: Criterion, halves: Sequence[np.ndarray], of_all: np.ndarray, *, samples: int, effective: np.ndarray,
+    k: int, estimate: Callable[[np.ndarray], Estimate],
+) -> str:  # fmt: skip
+    """Why a claim may not be decided with so many images of the Hessian; empty if it may."""
+    if not halves:
+        return f"{samples} images of the Hessian, and the value over half of them is not known"
+    if few := _too_few(effective, k):
+        return f"{samples} images of the Hessian: {few}"
+    return settled_in_samples(criterion, halves[0], of_all, samples=samples, estimate=estimate)
 
 
 def decided_early(
