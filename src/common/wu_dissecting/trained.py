@@ -38,7 +38,7 @@ RANDOM = "-R"
 #: Numbers of eigenpairs that are made at once; beyond the last its multiples.
 PAIRS_MADE = (10, 25, 50, 100)
 #: Operations a second of two cores and of a GPU in trainings, as they were measured, to a factor of two.
-RATE_ON_CPU, RATE_ON_GPU = 1e11, 1e13
+RATE_ON_CPU, RATE_ON_GPU = 7e10, 1e13
 #: Entries of all factors of Hessians that are held at once for one network, 1 GiB in single precision.
 TOGETHER = 2**28
 CLASSES = {"MNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100}
