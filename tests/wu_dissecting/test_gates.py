@@ -22,6 +22,7 @@ from common.wu_dissecting.gates import (
 )
 from common.wu_dissecting.networks import classifier
 from common.wu_dissecting.output_hessian import later_weights, mean_gradient
+from common.wu_dissecting.schedule import Snapshot
 from common.wu_dissecting.trained import dissected
 
 
@@ -132,7 +133,7 @@ def test_closed_forms_along_training_are_those_of_every_network_and_epoch(tmp_pa
     (tmp_path / "data").symlink_to(paths.CACHE / "data")  # decoded images
     monkeypatch.setattr(paths, "CACHE", tmp_path)
     case = dissected("F-12^2", "MNIST", members=2, epochs=1, samples=50, seed=3)
-    found = closed_forms_along_training(case, ["fc1", "fc2"], [(0, 40), (1, 40)])
+    found = closed_forms_along_training(case, ["fc1", "fc2"], [Snapshot(0, 40), Snapshot(1, 40)])
     assert found.printed.shape == (2, 2, 2)
     H = case.hessian(1, "fc2", 40, 0)
     expected = closed_forms(case.network(1, 0), "fc2", H)

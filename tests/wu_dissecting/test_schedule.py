@@ -7,13 +7,13 @@ from common.notebook.claims import above, below, inside
 from common.notebook.intervals import spread
 from common.wu_dissecting.schedule import (
     CHANGED,
-    State,
+    Snapshot,
     claim_by_schedule,
     decided_early,
     extrapolated,
     not_decidable,
     settled_in_samples,
-    states_to_measure,
+    snapshots_to_measure,
 )
 
 EPOCHS = (20, 40, 80)
@@ -81,14 +81,15 @@ def test_what_is_missing_is_said():
 
 
 def test_nothing_is_measured_that_decides_nothing():
-    def measured(checkpoints, **rest):
-        return [tuple(state) for state in states_to_measure(checkpoints, **rest)]
+    def measured(checkpoints, images=0, **rest):
+        return [tuple(one) for one in snapshots_to_measure(checkpoints, images, 500, **rest)]
 
     assert measured([10, 20, 80]) == [(10, 0), (20, 0), (80, 0)]
-    assert measured([10, 20, 80], images=500, of=500) == [(10, 0), (20, 0), (80, 0)]
-    assert measured([10, 20, 80], images=100, of=500) == [(80, 50), (10, 100), (20, 100), (80, 100)]
-    assert measured([10, 20, 80], images=100, of=500, differs=True) == [(80, 100)]
-    assert measured([200, 500, 1000], images=100, of=500) == [(1000, 50), (1000, 100)]
+    assert measured([10, 20, 80], images=500) == [(10, 0), (20, 0), (80, 0)]
+    assert measured([10, 20, 80], images=100) == [(80, 50), (10, 100), (20, 100), (80, 100)]
+    assert measured([10, 20, 80], images=100, differs=True) == [(80, 100)]
+    assert measured([10, 20, 80], images=100, differs=True, of_any=True) == [(80, 50), (80, 100)]
+    assert measured([200, 500, 1000], images=100) == [(1000, 50), (1000, 100)]
     assert measured([200, 500, 1000]) == [(1000, 0)]
     assert measured([50]) == [(50, 0)]
 
@@ -102,8 +103,8 @@ def test_other_estimates_than_means():
 
 def test_twice_the_images_may_move_a_quarter_of_the_distance():
     half, every = np.array([0.60, 0.61, 0.62]), np.array([0.56, 0.57, 0.58])
-    assert settled_in_samples(above(0.4), half, every, samples=2000) == ""  # 0.04 against 0.17 / 4
-    reason = settled_in_samples(above(0.45), half, every, samples=2000)
+    assert settled_in_samples(above(0.4), half, every, images=2000) == ""  # 0.04 against 0.17 / 4
+    reason = settled_in_samples(above(0.45), half, every, images=2000)
     assert reason.startswith("2000 images of the Hessian: from half of them to all the value went from 0.61 to 0.57")
 
 
@@ -126,7 +127,7 @@ class _Claims(dict):
 
 
 def test_a_claim_has_its_reason_and_its_effective_samples():
-    run, rest = _Claims(), {"states": states_to_measure(EPOCHS), "source": "Fig 1", "expected": "low"}
+    run, rest = _Claims(), {"snapshots": snapshots_to_measure(EPOCHS, 0, 500), "source": "Fig 1", "expected": "low"}
     claim_by_schedule(run, "a", "A.", drifting(0.3, 0.0), below(0.5), effective=[900.0, 1100.0], note="Seen.", **rest)
     statement, (value, (low, high)), more = run["a"]
     assert statement == "A." and value == pytest.approx(0.3) and low < value < high
@@ -144,20 +145,23 @@ def test_a_claim_has_its_reason_and_its_effective_samples():
 def test_a_claim_over_some_of_the_images_needs_half_of_them():
     run, rest = _Claims(), {"source": "Fig 1", "expected": "low", "effective": [900.0], "k": 80}
 
-    def reason(values, states, **more):
-        claim_by_schedule(run, "a", "A.", values, below(0.5), states=states, **rest | more)
+    def reason(values, snapshots, **more):
+        claim_by_schedule(run, "a", "A.", values, below(0.5), snapshots=snapshots, **rest | more)
         return run["a"][2]["untested"]
 
-    states, found = states_to_measure(EPOCHS, images=100, of=500), drifting(0.3, 0.0)
-    assert reason(np.array([found[-1] + 0.02, *found]), states) == ""
+    snapshots, found = snapshots_to_measure(EPOCHS, 100, 500), drifting(0.3, 0.0)
+    assert reason(np.array([found[-1] + 0.02, *found]), snapshots) == ""
     assert run["a"][1].value == pytest.approx(0.3)
-    assert reason(np.array([found[-1] + 0.1, *found]), states).startswith(
+    assert reason(np.array([found[-1] + 0.1, *found]), snapshots).startswith(
         "100 images of the Hessian: from half of them to all"
     )
-    assert "half of them is not known" in reason(found, [State(epoch, 100) for epoch in EPOCHS])
-    assert reason(found[-1:], states[-1:], differs="another network") == "another network"
-    whole = {"states": [State(1000, 50), State(1000, 100)], "k": 90}
+    assert "half of them is not known" in reason(found, [Snapshot(epoch, 100) for epoch in EPOCHS])
+    assert "half of them is not known" in reason(found[-1:].repeat(2, 0), [Snapshot(80, 90), Snapshot(80, 100)])
+    assert reason(found[-1:], snapshots[-1:], differs="another network") == "another network"
+    whole = {"snapshots": [Snapshot(1000, 50), Snapshot(1000, 100)], "k": 90}
     assert "too few for 90" in reason(found[-1:].repeat(2, 0), **whole)
-    assert reason(found[-1:].repeat(2, 0), whole["states"]) == ""
+    assert reason(found[-1:].repeat(2, 0), whole["snapshots"]) == ""
     with pytest.raises(ValueError):
-        reason(found, states)
+        reason(found, snapshots)
+    with pytest.raises(ValueError, match="effective numbers of samples are needed for 80"):
+        reason(found, snapshots[1:], effective=np.array([]), differs="another network")

@@ -21,6 +21,7 @@ from common.wu_dissecting.output_hessian import (
     range_of_contrasts,
     row_space_without_sum,
 )
+from common.wu_dissecting.schedule import Snapshot
 from common.wu_dissecting.trained import Dissected, State, network_of
 
 
@@ -96,15 +97,13 @@ def measured_closed_forms(
     return dict(zip(ClosedForms._fields, columns, strict=True))
 
 
-def closed_forms_along_training(
-    case: Dissected, layers: Sequence[str], times: Sequence[tuple[int, int]]
-) -> ClosedForms:
+def closed_forms_along_training(case: Dissected, layers: Sequence[str], snapshots: Sequence[Snapshot]) -> ClosedForms:
     """Closed forms of fully connected layers of all networks at K times of the training, kept in files.
 
     Parameters
     ----------
-    times
-        Kept epochs, and the first so many training samples, 0 for all, that E[M] is over.
+    snapshots
+        Kept epochs, and over how many training samples E[M] is.
 
     Returns
     -------
@@ -119,6 +118,6 @@ def closed_forms_along_training(
             )
             for k in range(case.members)
         ]
-        for epoch, images in times
+        for epoch, images in snapshots
     ]
     return ClosedForms(*(np.array([[one[key].numpy() for one in row] for row in found]) for key in ClosedForms._fields))

@@ -56,17 +56,23 @@ def extrapolated(
     return (slope * np.log(target) + level).reshape(values.shape[1:])
 
 
-class State(NamedTuple):
-    """Of networks: after so many epochs, with the Hessian over the first so many images, 0 for all of them."""
+class Snapshot(NamedTuple):
+    """Networks after so many epochs, and their Hessian over the first so many images, 0 for all of them."""
 
     epoch: int
     images: int = 0
 
+    @property
+    def half(self) -> "Snapshot":
+        """The same networks over half of the images."""
+        return Snapshot(self.epoch, self.images // 2)
 
-def states_to_measure(
-    checkpoints: Sequence[int], *, images: int = 0, of: int = 0, differs: bool = False, target: int = PAPER_EPOCHS
-) -> list[State]:  # fmt: skip
-    """At which states Q is needed by the rule: the last alone where it does not ask for others.
+
+def snapshots_to_measure(
+    checkpoints: Sequence[int], images: int, of: int, *, differs: bool = False, of_any: bool = False,
+    target: int = PAPER_EPOCHS,
+) -> list[Snapshot]:  # fmt: skip
+    """Where Q is needed by the rule: the last alone where it does not ask for others.
 
     Parameters
     ----------
@@ -77,18 +83,20 @@ def states_to_measure(
     of
         How many images there are.
     differs
-        Whether data or scheme are unlike the paper's, so that nothing is decided.
+        Whether data or scheme are unlike the paper's, so that nothing is decided of networks as the paper's.
+    of_any
+        Whether something is claimed of any networks, for which half of the images are needed even so.
 
     Returns
     -------
     list
-        ``checkpoints``, or the last of them, and before them, where the Hessian is not over all images, the last over
-        half of the images.
+        At ``checkpoints``, or the last of them, and before these, where the Hessian is not over all images, the last
+        over half of the images.
     """
     last, some = checkpoints[-1], images if images < of else 0
-    half = [State(last, some // 2)] if some > 1 and not differs else []
+    half = [Snapshot(last, some).half] if some > 1 and (of_any or not differs) else []
     kept = checkpoints[-1:] if differs or last >= target else checkpoints
-    return half + [State(epoch, some) for epoch in kept]
+    return half + [Snapshot(epoch, some) for epoch in kept]
 
 
 def not_decidable(
@@ -120,11 +128,13 @@ def not_decidable(
     Raises
     ------
     ValueError
-        If there are not as many rows as epochs.
+        If there are not as many rows as epochs, or there is no effective number of samples for eigenvectors.
     """
-    values = np.asarray(values, dtype=float)
+    values, counts = (np.asarray(part, dtype=float) for part in (values, effective))
     if len(values) != len(epochs):
         raise ValueError(f"a row for each of {len(epochs)} epochs is needed, got {len(values)}")
+    if k and not counts.size:
+        raise ValueError(f"effective numbers of samples are needed for {k} eigenvectors")
     if differs:
         return differs
     last = epochs[-1]
@@ -132,7 +142,7 @@ def not_decidable(
         return ""
     if len(epochs) < 3 or epochs[-2] > last / 2 or epochs[-3] > last / 4:
         return f"{last} of {target} epochs, and the value after a quarter and a half of them is not known"
-    if few := _too_few(np.asarray(effective, dtype=float), k):
+    if few := too_few_samples(counts, k):
         return f"{last} of {target} epochs, and {few}"
     now, before = (estimate(row) for row in (values[-1], values[-2]))
     later = estimate(extrapolated(epochs, values, target))
@@ -151,8 +161,8 @@ def not_decidable(
     return ""
 
 
-def _too_few(effective: np.ndarray, k: int) -> str:
-    """What is wrong with the effective numbers of samples, empty if nothing."""
+def too_few_samples(effective: Float[np.ndarray, "..."], k: int) -> str:
+    """Rule d: why effective numbers of samples are too small for k eigenvectors; empty if they are not."""
     fewest = float(effective.min()) if effective.size else np.inf
     return "" if fewest > SAMPLES_PER_VECTOR * k else f"{fewest:.0f} effective samples are too few for {k} eigenvectors"
 
@@ -164,49 +174,49 @@ def _side(criterion: Criterion, estimate: Estimate) -> int:
 
 def claim_by_schedule(
     run: Claimant, ident: str, statement: str, values: Float[ArrayLike, "K R"], criterion: Criterion, *,
-    states: Sequence[State], source: str, expected: float | str, differs: str = "", effective: ArrayLike = (),
+    snapshots: Sequence[Snapshot], source: str, expected: float | str, differs: str = "", effective: ArrayLike = (),
     k: int = 0, estimate: Callable[[np.ndarray], Estimate] = mean_interval, target: int = PAPER_EPOCHS, note: str = "",
     needs: str = "",
 ) -> None:  # fmt: skip
-    """A claim of a run on networks after ``states[-1].epoch`` epochs, ``untested`` where the rule leaves it open.
+    """A claim of a run on networks after ``snapshots[-1].epoch`` epochs, ``untested`` where the rule leaves it open.
 
     Parameters as of :func:`not_decidable` and of :meth:`~common.notebook.run.Run.claim`; ``values`` has a row for each
-    of ``states``, :func:`states_to_measure`, and ``needs`` is what would decide a claim that is left open. The note
-    names the effective numbers of samples and says that the rule took the place of another.
+    of ``snapshots``, :func:`snapshots_to_measure`, and ``needs`` is what trainings as long as the paper's take, which
+    is said where longer ones would decide. The note names the effective numbers of samples and says that the rule took
+    the place of another.
 
     Raises
     ------
     ValueError
-        If there are not as many rows as states.
+        If there are not as many rows as snapshots, or as :func:`not_decidable`.
     """
-    *_, (_, images) = states
-    rows = list(zip(states, np.asarray(values, dtype=float), strict=True))
-    epochs = [state.epoch for state in states if state.images == images]
-    found = np.array([row for state, row in rows if state.images == images])
+    last = snapshots[-1]
+    rows = list(zip(snapshots, np.asarray(values, dtype=float), strict=True))
+    along = [(one.epoch, row) for one, row in rows if one.images == last.images]
+    epochs, found = [epoch for epoch, _ in along], np.array([row for _, row in along])
     counts = np.asarray(effective, dtype=float)
     rest = {"effective": counts, "k": k, "estimate": estimate}
-    if images and not differs:
-        halves = [row for state, row in rows if state.images != images]
-        differs = _of_images(criterion, halves, found[-1], samples=images, **rest)
-    reason = not_decidable(epochs, found, criterion, target=target, differs=differs, **rest)
+    of_half = dict(rows).get(last.half)
+    images = "" if differs or not last.images else _of_images(criterion, of_half, found[-1], images=last.images, **rest)
+    reason = not_decidable(epochs, found, criterion, target=target, differs=differs or images, **rest)
     counted = f"n_eff is {counts.mean():.0f}." if counts.size and np.isfinite(counts).all() else ""
     run.claim(
         ident, statement, estimate(found[-1]), source=source, expected=expected,
         criterion=criterion, note=" ".join(filter(None, (note, counted, CHANGED))),
-        untested="; ".join(filter(None, (reason, needs))) if reason else "",
+        untested="; ".join(filter(None, (reason, "" if images else needs))) if reason else "",
     )  # fmt: skip
 
 
 def _of_images(
-    criterion: Criterion, halves: Sequence[np.ndarray], of_all: np.ndarray, *, samples: int, effective: np.ndarray,
+    criterion: Criterion, of_half: np.ndarray | None, of_all: np.ndarray, *, images: int, effective: np.ndarray,
     k: int, estimate: Callable[[np.ndarray], Estimate],
 ) -> str:  # fmt: skip
     """Why a claim may not be decided with so many images of the Hessian; empty if it may."""
-    if not halves:
-        return f"{samples} images of the Hessian, and the value over half of them is not known"
-    if few := _too_few(effective, k):
-        return f"{samples} images of the Hessian: {few}"
-    return settled_in_samples(criterion, halves[0], of_all, samples=samples, estimate=estimate)
+    if of_half is None:
+        return f"{images} images of the Hessian, and the value over half of them is not known"
+    if few := too_few_samples(effective, k):
+        return f"{images} images of the Hessian: {few}"
+    return settled_in_samples(criterion, of_half, of_all, images=images, estimate=estimate)
 
 
 def decided_early(
@@ -237,10 +247,10 @@ def decided_early(
 
 
 def settled_in_samples(
-    criterion: Criterion, of_half: Float[ArrayLike, " R"], of_all: Float[ArrayLike, " R"], *, samples: int,
+    criterion: Criterion, of_half: Float[ArrayLike, " R"], of_all: Float[ArrayLike, " R"], *, images: int,
     estimate: Callable[[np.ndarray], Estimate] = mean_interval,
 ) -> str:  # fmt: skip
-    """Why ``samples`` images of the Hessian are too few for a claim, from Q over half of them and over all of them.
+    """Why ``images`` images of the Hessian are too few for a claim, from Q over half of them and over all of them.
 
     Empty if twice as many moved Q by less than a quarter of its distance from the bound.
     """
@@ -248,6 +258,6 @@ def settled_in_samples(
     if abs(every - half) < criterion.margin(every) / 4:
         return ""
     return (
-        f"{samples} images of the Hessian: from half of them to all the value went from {half:.3g} to {every:.3g}, "
-        "which is not below a quarter of its distance from the bound"
+        f"{images} images of the Hessian: from half of them to all the value went from {half:.3g} to {every:.3g}, "
+        "which is not below a quarter of its distance from the bound; more images are needed"
     )

@@ -27,7 +27,7 @@ from common.wu_dissecting.decoupling import distance_from_kronecker
 from common.wu_dissecting.eigenspaces import correspondence, nested_overlaps, pairwise_overlaps
 from common.wu_dissecting.networks import classifier, layer_names
 from common.wu_dissecting.output_hessian import gauss_newton_forms, output_approximation
-from common.wu_dissecting.schedule import PAPER_EPOCHS
+from common.wu_dissecting.schedule import PAPER_EPOCHS, Snapshot, snapshots_to_measure
 from common.wu_dissecting.sgd import Scheme
 from common.wu_dissecting.training import Ensemble, trained_ensemble
 
@@ -251,6 +251,25 @@ class Dissected:
         middle = max((epoch for epoch in kept if 0 < epoch <= last / 2), default=0)
         early = max((epoch for epoch in kept if 0 < epoch <= last / 4 and epoch < middle), default=0)
         return [early, middle, last] if early else [last]
+
+    def snapshots(
+        self, images: int = 0, *, differs: bool = False, of_any: bool = False, shortcut: bool = True
+    ) -> list[Snapshot]:  # fmt: skip
+        """Where a claim that the rule decides is measured, :func:`~common.wu_dissecting.schedule.snapshots_to_measure`.
+
+        Parameters
+        ----------
+        images
+            Of the Hessian, 0 for all.
+        differs
+            Whether data or scheme are unlike the paper's.
+        of_any
+            Whether something is claimed of any networks.
+        shortcut
+            Whether networks on the way may decide; where labels are random they do not.
+        """
+        kept = self.checkpoints if shortcut else self.checkpoints[-1:]
+        return snapshots_to_measure(kept, images, len(self.y), differs=differs, of_any=of_any)
 
     def hessian(
         self, member: int, layer: str, samples: int, epoch: int | None = None
