@@ -130,8 +130,9 @@ def test_a_claim_has_its_reason_and_its_effective_samples():
     run, rest = _Claims(), {"snapshots": snapshots_to_measure(EPOCHS, 0, 500), "source": "Fig 1", "expected": "low"}
     claim_by_schedule(run, "a", "A.", drifting(0.3, 0.0), below(0.5), effective=[900.0, 1100.0], note="Seen.", **rest)
     statement, (value, (low, high)), more = run["a"]
+    course = f"After {', '.join(map(str, EPOCHS))} epochs it is 0.3, 0.3, 0.3."
     assert statement == "A." and value == pytest.approx(0.3) and low < value < high
-    assert more["untested"] == "" and more["note"] == f"Seen. n_eff is 1000. {CHANGED}"
+    assert more["untested"] == "" and more["note"] == f"Seen. {course} n_eff is 1000. {CHANGED}"
     claim_by_schedule(run, "b", "B.", drifting(0.3, 0.0), below(0.5), effective=[900.0], k=90, **rest)
     assert "too few" in run["b"][2]["untested"]
     claim_by_schedule(run, "d", "D.", drifting(0.3, 0.0), below(0.5), effective=[900.0], k=90, needs="a GPU", **rest)

@@ -182,8 +182,8 @@ def claim_by_schedule(
 
     Parameters as of :func:`not_decidable` and of :meth:`~common.notebook.run.Run.claim`; ``values`` has a row for each
     of ``snapshots``, :func:`snapshots_to_measure`, and ``needs`` is what trainings as long as the paper's take, which
-    is said where longer ones would decide. The note names the effective numbers of samples and says that the rule took
-    the place of another.
+    is said where longer ones would decide. The note names the values on the way, where they decide, and the effective
+    numbers of samples, and says that the rule took the place of another.
 
     Raises
     ------
@@ -200,11 +200,17 @@ def claim_by_schedule(
     images = "" if differs or not last.images else _of_images(criterion, of_half, found[-1], images=last.images, **rest)
     reason = not_decidable(epochs, found, criterion, target=target, differs=differs or images, **rest)
     counted = f"n_eff is {counts.mean():.0f}." if counts.size and np.isfinite(counts).all() else ""
+    course = "" if reason or len(epochs) < 2 else _course(epochs, [estimate(row).value for row in found])
     run.claim(
         ident, statement, estimate(found[-1]), source=source, expected=expected,
-        criterion=criterion, note=" ".join(filter(None, (note, counted, CHANGED))),
+        criterion=criterion, note=" ".join(filter(None, (note, course, counted, CHANGED))),
         untested="; ".join(filter(None, (reason, "" if images else needs))) if reason else "",
     )  # fmt: skip
+
+
+def _course(epochs: Sequence[int], values: Sequence[float]) -> str:
+    """Such as ``"After 25, 50, 100 epochs it is 0.61, 0.58, 0.566."``."""
+    return f"After {', '.join(map(str, epochs))} epochs it is {', '.join(f'{value:.3g}' for value in values)}."
 
 
 def _of_images(
