@@ -109,7 +109,7 @@ def test_hidden_moments_against_simulated_networks():
 
 
 @pytest.mark.parametrize(("d", "N", "m"), [(6, 12, 3), (2, 6, 4)])
-def test_hidden_moments_at_a_finite_dimension_are_those_of_networks_of_that_size(d, N, m):
+def test_hidden_moments_at_a_finite_dimension_are_those_of_networks_of_that_size(d, N, m, unchecked):
     # So small that the shared weights of the first layer matter; in the second case W x has fewer dimensions than m.
     C = 8
     moments = theory.hidden_moments(C, m, 12_000, 16, generator(1), d=d)
