@@ -17,6 +17,7 @@ from common.notebook.intervals import (
     Exact,
     bootstrap,
     exact,
+    jackknife,
     largest,
     log_log_slope,
     mean_interval,
@@ -360,6 +361,11 @@ def test_estimates_without_sampling():
     assert exact(2, 0.5) == (2.0, (1.5, 2.5))
     assert spread([2, 1, 5]) == (2.0, (1.0, 5.0))
     assert spread([2, 2], step=1) == (2.0, (1.5, 2.5))
+    x = np.array([0.2, 0.9, 0.4])  # of a mean the jackknife is the usual interval
+    value, (low, high) = jackknife([x.mean(), *((x.sum() - x) / 2)], step=0.1)
+    assert (value, (low + 0.05, high - 0.05)) == (pytest.approx(x.mean()), pytest.approx(mean_interval(x).interval))
+    with pytest.raises(ValueError, match="at least 2"):
+        jackknife([1.0, 1.0])
     assert mean_on_grid([1.0, 1.0, 1.0], 0.1) == (1.0, (pytest.approx(0.95), pytest.approx(1.05)))
     value, (low, high) = mean_interval([0.2, 0.4, 0.3])
     wider = (value, (pytest.approx(low - 0.05), pytest.approx(high + 0.05)))

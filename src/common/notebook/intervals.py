@@ -87,6 +87,28 @@ def spread(values: ArrayLike, step: float = 0.0) -> Estimate:
     return Estimate(float(values[0]), (float(values.min() - step / 2), float(values.max() + step / 2)))
 
 
+def jackknife(values: ArrayLike, step: float = 0.0, confidence: float = 0.95) -> Estimate:
+    """A statistic of E realizations, and its Student-t interval by the jackknife (Tukey, 1958).
+
+    Parameters
+    ----------
+    values
+        Shape (1 + E,): of all realizations, then with each of them left out in turn.
+    step
+        Of the grid on which they lie, such as 1 for whole numbers; the interval is wider by half of it at either end.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 realizations.
+    """
+    value, *without_one = np.asarray(values, dtype=float)
+    if (E := len(without_one)) < 2:
+        raise ValueError(f"leaving one out needs at least 2 realizations, got {E}")
+    half = stats.t.ppf((1 + confidence) / 2, E - 1) * np.sqrt((E - 1) * np.var(without_one)) + step / 2
+    return Estimate(float(value), (float(value - half), float(value + half)))
+
+
 def mean_on_grid(samples: ArrayLike, step: float, confidence: float = 0.95) -> Estimate:
     """:func:`mean_interval` of values on a grid such as counts, wider by half a step at either end.
 

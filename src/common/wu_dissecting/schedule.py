@@ -1,8 +1,8 @@
 """When a claim on trained networks may be decided before they were trained as long as the paper's.
 
 The rule was fixed before any result was seen that it decides, and after others: before, networks counted as converged
-with more than 99 % of their training labels right. Every note says so. Of a quantity Q, measured in several networks
-after t/4, t/2 and t epochs, over all training images:
+with more than 99 % of their training labels right. The note of what it decides says so. Of a quantity Q, measured in
+several networks after t/4, t/2 and t epochs, over all training images:
 
 a. data and scheme of the training are the paper's;
 b. the Hessian is over all training images, or over so many that twice as many move Q by less than a quarter of its
@@ -27,8 +27,8 @@ from common.notebook.intervals import Estimate, mean_interval
 SAMPLES_PER_VECTOR = 10
 #: Epochs of the paper's trainings (App E.3).
 PAPER_EPOCHS = 1000
-#: What the note of every claim by the rule ends with.
-CHANGED = "When it is decided was changed after results had been seen."
+#: What the note of a claim ends with that the rule decides.
+CHANGED = f"The rule that decides short of {PAPER_EPOCHS} epochs on all images was adopted after results had been seen."
 
 
 @runtime_checkable
@@ -183,7 +183,7 @@ def claim_by_schedule(
     Parameters as of :func:`not_decidable` and of :meth:`~common.notebook.run.Run.claim`; ``values`` has a row for each
     of ``snapshots``, :func:`snapshots_to_measure`, and ``needs`` is what trainings as long as the paper's take, which
     is said where longer ones would decide. The note names the values on the way, where they decide, and the effective
-    numbers of samples, and says that the rule took the place of another.
+    numbers of samples, and says of what the rule decides that it took the place of another.
 
     Raises
     ------
@@ -201,16 +201,17 @@ def claim_by_schedule(
     reason = not_decidable(epochs, found, criterion, target=target, differs=differs or images, **rest)
     counted = f"n_eff is {counts.mean():.0f}." if counts.size and np.isfinite(counts).all() else ""
     course = "" if reason or len(epochs) < 2 else _course(epochs, [estimate(row).value for row in found])
+    by_rule = CHANGED if not reason and (last.epoch < target or last.images) else ""
     run.claim(
         ident, statement, estimate(found[-1]), source=source, expected=expected,
-        criterion=criterion, note=" ".join(filter(None, (note, course, counted, CHANGED))),
+        criterion=criterion, note=" ".join(filter(None, (note, course, counted, by_rule))),
         untested="; ".join(filter(None, (reason, "" if images else needs))) if reason else "",
     )  # fmt: skip
 
 
 def _course(epochs: Sequence[int], values: Sequence[float]) -> str:
-    """Such as ``"After 25, 50, 100 epochs it is 0.61, 0.58, 0.566."``."""
-    return f"After {', '.join(map(str, epochs))} epochs it is {', '.join(f'{value:.3g}' for value in values)}."
+    """Such as ``"After 25, 50, 100 epochs the value is 0.61, 0.58, 0.566."``."""
+    return f"After {', '.join(map(str, epochs))} epochs the value is {', '.join(f'{value:.3g}' for value in values)}."
 
 
 def _of_images(
