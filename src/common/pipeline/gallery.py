@@ -19,7 +19,6 @@ import jsonschema
 from common import paths
 from common.notebook.claims import REPRODUCED, VERDICTS
 from common.notebook.papers import PAPERS
-from common.notebook.run import record_schema
 from common.paths import replacing
 from common.pipeline.errata import errata_text, load_errata, page
 from common.pipeline.execute import NotebookError, committed_costs, read_cost, scale_parameters, task
@@ -45,12 +44,15 @@ def load_records() -> list[dict]:
         If a record is damaged or does not obey the schema, or lies under another name than its own.
     """
     records = []
+    schema = json.loads((paths.SOURCE / "common/notebook/record.schema.json").read_text(encoding="utf-8"))
+    valid = jsonschema.validators.validator_for(schema)(schema)
     for scale in SCALES:
         for file in sorted((paths.FIGURES / scale).glob("*/[!.]*.json")):
             name = file.relative_to(paths.FIGURES).as_posix()
             try:
                 record = json.loads(file.read_text(encoding="utf-8"))
-                jsonschema.validate(record, record_schema())
+                if wrong := jsonschema.exceptions.best_match(valid.iter_errors(record)):
+                    raise wrong
             except (json.JSONDecodeError, jsonschema.ValidationError) as error:
                 reason = error.message if isinstance(error, jsonschema.ValidationError) else error
                 raise ValueError(f"figures/{name} is not a record: {reason}") from error
