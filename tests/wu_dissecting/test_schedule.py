@@ -146,6 +146,19 @@ def test_a_claim_has_its_reason_and_its_effective_samples():
     assert (run["f"][2]["untested"], run["f"][2]["note"]) == ("", "")  # as in the paper: nothing is for the rule
 
 
+def test_an_extreme_that_was_reached_early_is_decided_as_what_moves_now():
+    run, rest = _Claims(), {"snapshots": snapshots_to_measure(EPOCHS, 0, 500), "source": "Fig 1", "expected": "high"}
+    smallest = drifting(0.8, 0.0)  # since the beginning; now it falls to below the bound within the paper's epochs
+    claim_by_schedule(run, "a", "A.", smallest, above(0.5), effective=np.inf, **rest)
+    assert run["a"][2]["untested"] == ""
+    for slope, reason in ((-0.18, "not on the side of the bound"), (0.01, "")):
+        claim_by_schedule(
+            run, "b", "B.", smallest, above(0.5), effective=np.inf, current=drifting(0.9, slope), **rest
+        )
+        assert reason in run["b"][2]["untested"] and bool(reason) == bool(run["b"][2]["untested"])
+        assert run["b"][1] == run["a"][1]
+
+
 def test_a_claim_over_some_of_the_images_needs_half_of_them():
     run, rest = _Claims(), {"source": "Fig 1", "expected": "low", "effective": [900.0], "k": 80}
 

@@ -44,6 +44,7 @@ def load_records() -> list[dict]:
         If a record is damaged or does not obey the schema, or lies under another name than its own.
     """
     records = []
+    # Not by common.notebook.run, whose libraries take seconds to start.
     schema = json.loads((paths.SOURCE / "common/notebook/record.schema.json").read_text(encoding="utf-8"))
     valid = jsonschema.validators.validator_for(schema)(schema)
     for scale in SCALES:

@@ -176,29 +176,31 @@ def claim_by_schedule(
     run: Claimant, ident: str, statement: str, values: Float[ArrayLike, "K R"], criterion: Criterion, *,
     snapshots: Sequence[Snapshot], source: str, expected: float | str, differs: str = "", effective: ArrayLike = (),
     k: int = 0, estimate: Callable[[np.ndarray], Estimate] = mean_interval, target: int = PAPER_EPOCHS, note: str = "",
-    needs: str = "",
+    needs: str = "", current: Float[ArrayLike, "K R"] | None = None,
 ) -> None:  # fmt: skip
     """A claim of a run on networks after ``snapshots[-1].epoch`` epochs, ``untested`` where the rule leaves it open.
 
     Parameters as of :func:`not_decidable` and of :meth:`~common.notebook.run.Run.claim`; ``values`` has a row for each
     of ``snapshots``, :func:`snapshots_to_measure`, and ``needs`` is what trainings as long as the paper's take, which
-    is said where longer ones would decide. The note names the values on the way, where they decide, and the effective
-    numbers of samples, and says of what the rule decides that it took the place of another.
+    is said where longer ones would decide. Where they are extremes since the beginning, which do not move once they
+    were reached, the rule must decide by the ``current`` values too. The note names the values on the way, where they
+    decide, and the effective numbers of samples, and says of what the rule decides that it took the place of another.
 
     Raises
     ------
     ValueError
         If there are not as many rows as snapshots, or as :func:`not_decidable`.
     """
-    last = snapshots[-1]
-    rows = list(zip(snapshots, np.asarray(values, dtype=float), strict=True))
-    along = [(one.epoch, row) for one, row in rows if one.images == last.images]
-    epochs, found = [epoch for epoch, _ in along], np.array([row for _, row in along])
+    last, values = snapshots[-1], np.asarray(values, dtype=float)
+    of_half = dict(zip(snapshots, values, strict=True)).get(last.half)
+    along = [one.images == last.images for one in snapshots]
+    epochs, found = [one.epoch for one in snapshots if one.images == last.images], values[along]
     counts = np.asarray(effective, dtype=float)
     rest = {"effective": counts, "k": k, "estimate": estimate}
-    of_half = dict(rows).get(last.half)
     images = "" if differs or not last.images else _of_images(criterion, of_half, found[-1], images=last.images, **rest)
     reason = not_decidable(epochs, found, criterion, target=target, differs=differs or images, **rest)
+    if current is not None and not reason:
+        reason = not_decidable(epochs, np.asarray(current, dtype=float)[along], criterion, target=target, **rest)
     counted = f"n_eff is {counts.mean():.0f}." if counts.size and np.isfinite(counts).all() else ""
     course = "" if reason or len(epochs) < 2 else _course(epochs, [estimate(row).value for row in found])
     by_rule = CHANGED if not reason and (last.epoch < target or last.images) else ""
