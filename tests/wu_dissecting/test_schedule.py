@@ -152,9 +152,7 @@ def test_an_extreme_that_was_reached_early_is_decided_as_what_moves_now():
     claim_by_schedule(run, "a", "A.", smallest, above(0.5), effective=np.inf, **rest)
     assert run["a"][2]["untested"] == ""
     for slope, reason in ((-0.18, "not on the side of the bound"), (0.01, "")):
-        claim_by_schedule(
-            run, "b", "B.", smallest, above(0.5), effective=np.inf, current=drifting(0.9, slope), **rest
-        )
+        claim_by_schedule(run, "b", "B.", smallest, above(0.5), effective=np.inf, current=drifting(0.9, slope), **rest)
         assert reason in run["b"][2]["untested"] and bool(reason) == bool(run["b"][2]["untested"])
         assert run["b"][1] == run["a"][1]
 
