@@ -162,7 +162,8 @@ run_tests() {
     [[ ${1:-} != -- ]] || shift
     [[ $# -eq 0 ]] || limited=1
     sort_arguments "$@"
-    jobs=$("$python" -c 'from common.pipeline.workflow import cores; print(cores())')
+    # One more than there are cores: what starts kernels and processes waits for them a fifth of its time.
+    jobs=$("$python" -c 'from common.pipeline.workflow import cores; print(cores() + 1)')
     mkdir -p build/test
     exec 9>build/test/lock
     if command -v flock >/dev/null && ! flock -n 9; then
