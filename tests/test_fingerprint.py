@@ -223,7 +223,7 @@ class Watch:
             self.ran.setdefault(kind, set()).add(place)
 
     def code_of(self, make, arguments):
-        """Stands for that of the cache, notes what it finds, and is not watched: it would take twenty times as long."""
+        """Stands for that of the cache, notes what it finds, and is not watched, which would take a minute."""
         watching = sys.getprofile()
         sys.setprofile(None)
         try:
