@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import CodeType
 
 import jaxtyping
 import pytest
@@ -201,35 +202,50 @@ class Watch:
         self.counts: dict[str, set[Definition]] = {}
         self._source = str(paths.SOURCE)
         self._here = threading.local()
+        self._places: dict[CodeType, tuple[str, str] | None] = {}
 
     def _place(self, code):
-        if not code.co_filename.startswith(self._source):
-            return None
-        parts = Path(code.co_filename).relative_to(self._source).with_suffix("").parts
-        return ".".join(parts).removesuffix(".__init__"), code.co_qualname.partition(".")[0]
+        if code not in self._places:
+            parts = ()
+            if code.co_filename.startswith(self._source):
+                parts = Path(code.co_filename).relative_to(self._source).with_suffix("").parts
+            module = ".".join(parts).removesuffix(".__init__")
+            self._places[code] = (module, code.co_qualname.partition(".")[0]) if parts else None
+        return self._places[code]
 
     def __call__(self, frame, event, argument):
+        """Called where a function begins; what it returns, where it ends."""
+        if (place := self._place(frame.f_code)) is None:
+            return None
         making = self._here.__dict__.setdefault("making", [])
-        if event == "return" and making and making[-1][0] is frame:
-            making.pop()
-        if event != "call" or (place := self._place(frame.f_code)) is None:
-            return
         back = frame.f_back
         while back is not None and self._place(back.f_code) is None:  # checks of types stand between
             back = back.f_back
-        if back is not None and self._place(back.f_code) == ("common.cache", "cached") and place[0] not in NEUTRAL:
-            making.append((frame, ".".join(place)))
-        for _, kind in making:
+        asked = back is not None and self._place(back.f_code) == ("common.cache", "cached")
+        asked = asked and place[0] not in NEUTRAL
+        if asked:
+            making.append(".".join(place))
+        for kind in making:
             self.ran.setdefault(kind, set()).add(place)
+        if not asked:
+            return None
+        frame.f_trace_lines = False
+
+        def ended(frame, event, argument):
+            if event == "return":
+                making.pop()
+            return ended
+
+        return ended
 
     def code_of(self, make, arguments):
         """Stands for that of the cache, notes what it finds, and is not watched, which would take a minute."""
-        watching = sys.getprofile()
-        sys.setprofile(None)
+        watching = sys.gettrace()
+        sys.settrace(None)
         try:
             kind, found = f"common.{cache.name_of(make)}", code_of(make, arguments)
         finally:
-            sys.setprofile(watching)
+            sys.settrace(watching)
         self.counts[kind] = found | self.counts.get(kind, set())
         return found
 
@@ -245,15 +261,15 @@ def kinds(tmp_path_factory):
     patch.setattr(cache, "code_of", watch.code_of)
     checked = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)  # checks of types would be watched too, for a minute
-    before = sys.getprofile()
-    sys.setprofile(watch)
-    threading.setprofile(watch)
+    before = sys.gettrace()
+    sys.settrace(watch)
+    threading.settrace(watch)
     try:
         for ident, sizes in KEEPING.items():
             prepare.run_cells(ident, sizes)
     finally:
-        sys.setprofile(before)
-        threading.setprofile(None)
+        sys.settrace(before)
+        threading.settrace(None)
         jaxtyping.config.update("jaxtyping_disable", checked)
         patch.undo()
     made = {folder.name for folder in own.iterdir() if folder.name != "data"}
