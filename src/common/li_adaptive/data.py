@@ -1,6 +1,5 @@
 """Two classes out of ten, as Li, App G.2 and G.3, makes them: class 0 against as many images of the rest."""
 
-import functools
 from dataclasses import dataclass, replace
 from operator import index
 
@@ -47,14 +46,6 @@ class BinaryData:
         return {"x": self.x[:samples], "y": self.y[:samples]}
 
 
-@functools.cache
-def _of_channels(source: DataSource) -> tuple[Float[Tensor, "1 channels 1 1"], Float[Tensor, "1 channels 1 1"]]:
-    """Mean and standard deviation of every channel over the training split, made once for what images were found."""
-    train = images.load(source.name, split="train")
-    variance, mean = torch.var_mean(train.x, dim=(0, 2, 3), correction=0, keepdim=True)
-    return mean, variance.sqrt()
-
-
 def zero_against_rest(name: str, *, split: str, seed: int, samples: int | None = None) -> BinaryData:
     """All images of class 0, or ``samples`` / 2 of them, and equally many drawn from the other classes.
 
@@ -74,8 +65,9 @@ def zero_against_rest(name: str, *, split: str, seed: int, samples: int | None =
     ValueError
         If ``samples`` is odd, below 2 or more than twice the images of class 0.
     """
-    data = images.load(name, split=split)
-    mean, deviation = _of_channels(data.source)
+    train = images.load(name, split="train")
+    variance, mean = torch.var_mean(train.x, dim=(0, 2, 3), correction=0, keepdim=True)
+    data = train if split == "train" else images.load(name, split=split)
     generator = torch.Generator().manual_seed(index(seed))
     positive, negative = (torch.nonzero(mask).flatten() for mask in (data.y == 0, data.y != 0))
     most = 2 * min(len(positive), len(negative))
@@ -84,7 +76,7 @@ def zero_against_rest(name: str, *, split: str, seed: int, samples: int | None =
         raise ValueError(f"{n} images asked for; of {name}'s {split} split an even number from 2 to {most} can be had")
     chosen = [rows[torch.randperm(len(rows), generator=generator)[: n // 2]] for rows in (positive, negative)]
     rows = torch.cat(chosen)[torch.randperm(n, generator=generator)]
-    x = (data.x[rows] - mean) / deviation
+    x = (data.x[rows] - mean) / variance.sqrt()
     y = 1.0 - 2.0 * (data.y[rows] != 0)
     return BinaryData(x, y.float(), replace(data.source, name=f"{name}, 0 against the rest", samples=n))
 
