@@ -113,7 +113,7 @@ def test_hidden_moments_at_a_finite_dimension_are_those_of_networks_of_that_size
     # So small that the shared weights of the first layer matter; in the second case W x has fewer dimensions than m.
     C = 8
     moments = theory.hidden_moments(C, m, 12_000, 16, generator(1), d=d)
-    limit = theory.hidden_moments(C, m, 6_000 if d == 6 else 2, 16, generator(3))
+    limit = theory.hidden_moments(C, m, 6_000 if d == 6 else 2, 16, generator(3))  # compared for d = 6 only
     networks = list(hidden_block_norms(d, N, m, [C], 8_000, generator(2), output_classes=C))
     fields = (("h_ii", "ce_ii", d), ("h_ij", "ce_ij", d), ("q_ii", "vv_ii", 1), ("q_ij", "vv_ij", 1))
     infinite = {"q_ii": limit.q_ii_at(N), "q_ij": limit.q_ij_at(N)}
